@@ -1,0 +1,8 @@
+"""ReCogDrive on JAX: train, evaluate and share end-to-end driving planners."""
+
+from recogdrive.numerics import require_supported_numpy
+from recogdrive.version import __version__
+
+require_supported_numpy()
+
+__all__ = ["__version__"]

@@ -1,0 +1,1 @@
+"""Agents and scenes in, rows, tables and reports out."""

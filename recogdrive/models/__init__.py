@@ -1,0 +1,1 @@
+"""Pure forward passes: no input or output, no optimiser, no reward."""

@@ -1,0 +1,1 @@
+"""What turns a loss into weights."""
