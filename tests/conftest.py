@@ -1,0 +1,46 @@
+"""Fixtures shared by every test: where the reference data is, and a clean gin around each test."""
+
+import os
+from pathlib import Path
+
+import gin
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+def _present_or_absent(path: Path, what: str) -> Path:
+    """Returns `path`; without it the test fails under CI and is skipped, with the reason, elsewhere."""
+    if not path.exists():
+        reason = f"{what} not found at {path}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The read-only reference folder beside the checkout."""
+    return _present_or_absent(SHARED, "reference folder")
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Reference outputs: `RECOGDRIVE_GOLDEN`, by default ../shared/golden."""
+    return _present_or_absent(Path(os.environ.get("RECOGDRIVE_GOLDEN", SHARED / "golden")), "golden data")
+
+
+@pytest.fixture(scope="session")
+def navsim_mini() -> Path:
+    """Two logs of real driving in NAVSIM's format (an OPENSCENE_DATA_ROOT)."""
+    return _present_or_absent(SHARED / "data" / "navsim_mini", "navsim_mini")
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+    """Every test starts and ends without gin bindings."""
+    gin.clear_config()
+    yield
+    gin.clear_config()
