@@ -1,0 +1,231 @@
+"""Context sources: what the planner attends to, made from a scene."""
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Protocol
+
+import gin
+import numpy as np
+from jaxtyping import Float
+
+from recogdrive.data.types import HISTORY_FRAMES, AgentClass, Box, Context, MapElement, MapLayer, Scene
+
+
+class ContextSource(Protocol):
+    """Turns a scene into context tokens of constant shape; what fills them is the component's own business."""
+
+    num_tokens: int
+    width: int
+
+    def __call__(self, scene: Scene) -> Context:
+        """Makes the tokens of one scene."""
+        ...
+
+
+class TokenKind(IntEnum):
+    """What a token of `SceneTokens` stands for; one-hot within the token."""
+
+    LANE = 0
+    LANE_CONNECTOR = 1
+    CROSSWALK = 2
+    STOP_POLYGON = 3
+    VEHICLE = 4
+    PEDESTRIAN = 5
+    BICYCLE = 6
+    STATIC = 7
+
+
+_KIND_OF_LAYER = {
+    MapLayer.LANE: TokenKind.LANE,
+    MapLayer.LANE_CONNECTOR: TokenKind.LANE_CONNECTOR,
+    MapLayer.CROSSWALK: TokenKind.CROSSWALK,
+    MapLayer.STOP_POLYGON: TokenKind.STOP_POLYGON,
+}
+_KIND_OF_CLASS = {
+    AgentClass.VEHICLE: TokenKind.VEHICLE,
+    AgentClass.PEDESTRIAN: TokenKind.PEDESTRIAN,
+    AgentClass.BICYCLE: TokenKind.BICYCLE,
+}
+
+_POINTS = 6
+"""Points a token carries: along a piece of lane, or an agent's four past and two extrapolated positions."""
+_EXTRAPOLATION_S = (2.0, 4.0)
+_POSITION_SCALE_M = 32.0
+_SPEED_SCALE_MPS = 10.0
+_SIZE_SCALE_M = 5.0
+_WAVELENGTHS_M = (8.0, 16.0, 32.0, 64.0, 128.0)
+"""Of the sines and cosines of a token's place: the planner reads tokens through one linear layer, which alone cannot
+tell near from far."""
+
+_FOURIER = 4 * len(_WAVELENGTHS_M)
+_POINTS_AT = slice(0, 2 * _POINTS)
+_DIRECTION_AT = slice(_POINTS_AT.stop, _POINTS_AT.stop + 2)
+_FLAGS_AT = slice(_DIRECTION_AT.stop, _DIRECTION_AT.stop + 5)
+_MOTION_AT = slice(_FLAGS_AT.stop, _FLAGS_AT.stop + 5)
+_KIND_AT = slice(_MOTION_AT.stop, _MOTION_AT.stop + len(TokenKind))
+_PLACE_AT = slice(_KIND_AT.stop, _KIND_AT.stop + _FOURIER)
+TOKEN_WIDTH = _PLACE_AT.stop
+
+
+@gin.register
+class SceneTokens:
+    """Map and agents around the ego as a set of vectors.
+
+    A lane or connector is cut into pieces of about `piece_length_m`; a piece, an area (crosswalk, stop polygon) or an
+    agent is one token. Of each group the nearest to the ego are kept, nearest first, up to its limit; the rest of the
+    table is padding with mask False. Every token holds, in this order: six points (scene frame, /32 m), direction
+    (cosine, sine), flags (speed limit /10 m/s, has a limit, on the route, red light, governed by a light), motion
+    (velocity x and y and speed /10 m/s, length and width /5 m), one-hot `TokenKind`, and sines and cosines of its
+    place at five wavelengths.
+
+    Args:
+      num_map_tokens: Limit for pieces of lanes and areas.
+      num_agent_tokens: Limit for agents.
+      radius_m: Nothing whose nearest point is farther from the ego is kept.
+      piece_length_m: Length of a piece of lane.
+
+    Raises:
+      ValueError: A limit or length is not positive.
+    """
+
+    width = TOKEN_WIDTH
+
+    def __init__(
+        self,
+        num_map_tokens: int = 96,
+        num_agent_tokens: int = 32,
+        radius_m: float = 80.0,
+        piece_length_m: float = 15.0,
+    ) -> None:
+        for name, value in [
+            ("num_map_tokens", num_map_tokens),
+            ("num_agent_tokens", num_agent_tokens),
+            ("radius_m", radius_m),
+            ("piece_length_m", piece_length_m),
+        ]:
+            if not value > 0:
+                raise ValueError(f"SceneTokens.{name}={value} must be positive.")
+        self.num_map_tokens = num_map_tokens
+        self.num_agent_tokens = num_agent_tokens
+        self.radius_m = radius_m
+        self.piece_length_m = piece_length_m
+        self.num_tokens = num_map_tokens + num_agent_tokens
+
+    def __call__(self, scene: Scene) -> Context:
+        """Makes the tokens of one scene: map first, then agents, each nearest first."""
+        tokens = np.zeros((self.num_tokens, self.width), dtype=np.float32)
+        mask = np.zeros(self.num_tokens, dtype=bool)
+        groups = [
+            (0, self.num_map_tokens, list(self._map_tokens(scene))),
+            (self.num_map_tokens, self.num_agent_tokens, list(self._agent_tokens(scene))),
+        ]
+        for start, limit, found in groups:
+            near = sorted((item for item in found if item[0] <= self.radius_m), key=lambda item: item[0])[:limit]
+            if near:
+                tokens[start : start + len(near)] = np.stack([token for _, token in near])
+                mask[start : start + len(near)] = True
+        return Context(tokens=tokens, mask=mask)
+
+    def _map_tokens(self, scene: Scene) -> Iterator[tuple[float, np.ndarray]]:
+        """Yields (distance to the ego, token) for pieces of lanes and for areas."""
+        route = frozenset(scene.roadblock_ids)
+        for element in scene.map.layer(*_KIND_OF_LAYER):
+            kind = _KIND_OF_LAYER[element.layer]
+            if element.centerline is not None:
+                flags = _lane_flags(element, route, scene.red_light_connectors)
+                for points in _pieces(element.centerline[:, :2], self.piece_length_m):
+                    yield _nearest(points), _token(kind, points, points[-1] - points[0], flags=flags)
+            elif element.polygon is not None:
+                closed = np.concatenate([element.polygon, element.polygon[:1]])
+                points = _resample(closed, _POINTS + 1)[:-1]
+                yield _nearest(points), _token(kind, points, points[_POINTS // 2] - points[0])
+
+    def _agent_tokens(self, scene: Scene) -> Iterator[tuple[float, np.ndarray]]:
+        """Yields (distance to the ego, token) for every object of the current frame."""
+        now = scene.current_detections
+        rows = [dict(zip(d.track_tokens, d.boxes, strict=True)) for d in scene.detections[:HISTORY_FRAMES]]
+        for box, agent_class, velocity, track in zip(
+            now.boxes, now.classes, now.velocity, now.track_tokens, strict=True
+        ):
+            position = box[[Box.X, Box.Y]]
+            # A track that was not there yet stands at the first place it was seen.
+            past = [frame[track][[Box.X, Box.Y]] if track in frame else None for frame in rows]
+            first = next(p for p in past if p is not None)
+            points = np.stack(
+                [first if p is None else p for p in past] + [position + velocity * t for t in _EXTRAPOLATION_S]
+            )
+            heading = box[Box.HEADING]
+            motion = np.array(
+                [
+                    *(velocity / _SPEED_SCALE_MPS),
+                    np.linalg.norm(velocity) / _SPEED_SCALE_MPS,
+                    box[Box.LENGTH] / _SIZE_SCALE_M,
+                    box[Box.WIDTH] / _SIZE_SCALE_M,
+                ]
+            )
+            kind = _KIND_OF_CLASS.get(AgentClass(int(agent_class)), TokenKind.STATIC)
+            direction = np.array([np.cos(heading), np.sin(heading)])
+            yield float(np.linalg.norm(position)), _token(kind, points, direction, motion=motion, place=position)
+
+
+def _lane_flags(element: MapElement, route: frozenset[str], red: frozenset[str]) -> np.ndarray:
+    """Speed limit, has a limit, on the route, red light, governed by a light."""
+    limit = element.speed_limit_mps
+    is_red = element.layer is MapLayer.LANE_CONNECTOR and element.id in red
+    return np.array(
+        [
+            0.0 if limit is None else limit / _SPEED_SCALE_MPS,
+            limit is not None,
+            element.roadblock_id in route,
+            is_red,
+            element.has_traffic_light or is_red,
+        ],
+        dtype=np.float64,
+    )
+
+
+def _token(
+    kind: TokenKind,
+    points: Float[np.ndarray, "6 2"],
+    direction: Float[np.ndarray, "2"],
+    *,
+    flags: np.ndarray | None = None,
+    motion: np.ndarray | None = None,
+    place: Float[np.ndarray, "2"] | None = None,
+) -> Float[np.ndarray, "V"]:
+    """Lays one token out; `direction` need not have unit length."""
+    token = np.zeros(TOKEN_WIDTH)
+    token[_POINTS_AT] = points.reshape(-1) / _POSITION_SCALE_M
+    norm = np.linalg.norm(direction)
+    token[_DIRECTION_AT] = direction / norm if norm > 0 else 0.0
+    if flags is not None:
+        token[_FLAGS_AT] = flags
+    if motion is not None:
+        token[_MOTION_AT] = motion
+    token[_KIND_AT.start + kind] = 1.0
+    phase = (points.mean(axis=0) if place is None else place) * (2 * np.pi / np.array(_WAVELENGTHS_M))[:, None]
+    token[_PLACE_AT] = np.concatenate([np.sin(phase), np.cos(phase)], axis=None)
+    return token
+
+
+def _pieces(line: Float[np.ndarray, "L 2"], length_m: float) -> Iterator[Float[np.ndarray, "6 2"]]:
+    """Cuts a polyline into equal pieces of at most `length_m` and resamples each to six points."""
+    total = float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum())
+    if total == 0.0:
+        return
+    count = max(1, int(np.ceil(total / length_m - 1e-9)))
+    fine = _resample(line, count * (_POINTS - 1) + 1)
+    for i in range(count):
+        yield fine[i * (_POINTS - 1) : (i + 1) * (_POINTS - 1) + 1]
+
+
+def _resample(line: Float[np.ndarray, "L 2"], count: int) -> Float[np.ndarray, "count 2"]:
+    """Places `count` points evenly along a polyline, its ends included."""
+    steps = np.linalg.norm(np.diff(line, axis=0), axis=1)
+    along = np.concatenate([[0.0], np.cumsum(steps)])
+    at = np.linspace(0.0, along[-1], count)
+    return np.stack([np.interp(at, along, line[:, 0]), np.interp(at, along, line[:, 1])], axis=1)
+
+
+def _nearest(points: Float[np.ndarray, "n 2"]) -> float:
+    return float(np.min(np.linalg.norm(points, axis=1)))
