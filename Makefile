@@ -1,0 +1,64 @@
+# make quickstart   environment, then the embedded default end to end on the CPU
+# make test         environment, then the whole test suite
+# make help         everything else
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs
+# Where torch comes from. PyPI's Linux build brings gigabytes of CUDA along; the CPU build is enough, as JAX does the computing:
+#   make env TORCH_SOURCE="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_SOURCE ?=
+TEST_WORKERS ?= 2
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help env quickstart test soak acceptance lint format benchmark constraints clean
+
+help:
+	@echo "make env         builds $(VENV) from pyproject.toml and constraints.txt"
+	@echo "make quickstart  synthetic town -> imitation -> evaluation -> report, in $(WORKDIR)/quickstart"
+	@echo "make test        the whole test suite with coverage"
+	@echo "make acceptance  quickstart and mini_il in full, with the figures they must reach"
+	@echo "make soak        200 kills of a training run, each resumed bit for bit"
+	@echo "make benchmark   speed beside plain PyTorch"
+	@echo "make lint        ruff check and format check;  make format  applies them"
+	@echo "make constraints writes the versions of $(VENV) to constraints.txt"
+
+env: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt recogdrive/version.py
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] >= (3, 11), "Python 3.11 or newer is needed, found " + sys.version'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_SOURCE) torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+quickstart: $(INSTALLED)
+	$(BIN)/python -m recogdrive.main --experiment=quickstart --workdir=$(WORKDIR)/quickstart
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --cov=recogdrive --cov-report=term
+
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest -m soak
+
+acceptance: $(INSTALLED)
+	$(BIN)/python -m pytest -m acceptance -s
+
+benchmark: $(INSTALLED)
+	$(BIN)/python benchmarks/planner_step.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(INSTALLED)
+	@echo '# Exact versions the test suite runs with (Python 3.11, Linux, CPU). Written by `make constraints`.' > constraints.txt
+	@$(BIN)/pip freeze --exclude-editable | sed -e 's/+cpu//' -e 's/^torch @ .*/torch==2.13.0/' >> constraints.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -1,0 +1,92 @@
+"""Every experiment of the product; `<name>.gin` beside this file is its configuration."""
+
+from recogdrive.experiment import Experiment, Reference
+
+_UPSTREAM = "upstream README, navtest table"
+_PDMS = "the PDM score"
+_VLM = "the InternVL3 stages: fine-tuning and the hidden-state cache"
+_RL = "the DiffGRPO stage, whose reward is the PDM score"
+
+
+def _family(size: str, vlm_pdms: float, il_pdms: float, rl_pdms: float) -> list[Experiment]:
+    """The pipeline of one model size, from fine-tuning to evaluation."""
+
+    def reference(pdms: float) -> Reference:
+        return Reference(pdms=pdms, split="navtest", source=_UPSTREAM)
+
+    name = size.upper()
+    return [
+        Experiment(
+            name=f"{size}_sft",
+            description=f"InternVL3-{name} fine-tuned on driving conversations.",
+            reference=reference(vlm_pdms),
+            missing=_VLM,
+        ),
+        Experiment(
+            name=f"{size}_cache",
+            description=f"Hidden states of the fine-tuned {name} model for every navtrain and navtest scene.",
+            starts_from=f"{size}_sft",
+            missing=_VLM,
+        ),
+        Experiment(
+            name=f"{size}_il",
+            description="Diffusion planner imitating navtrain on cached hidden states.",
+            starts_from=f"{size}_cache",
+            reference=reference(il_pdms),
+            missing=_VLM,
+        ),
+        Experiment(
+            name=f"{size}_il_ema",
+            description="The same with an exponential moving average of the weights, which is what is evaluated.",
+            starts_from=f"{size}_cache",
+            missing=_VLM,
+        ),
+        Experiment(
+            name=f"{size}_rl",
+            description="DiffGRPO on navtrain from the imitation planner.",
+            starts_from=f"{size}_il",
+            reference=reference(rl_pdms),
+            missing=f"{_RL}; and {_VLM}",
+        ),
+        Experiment(
+            name=f"{size}_eval",
+            description="Score of the reinforced planner on navtest.",
+            starts_from=f"{size}_rl",
+            reference=reference(rl_pdms),
+            missing=f"{_PDMS} and {_VLM}",
+        ),
+    ]
+
+
+EXPERIMENTS = [
+    Experiment(
+        name="quickstart",
+        description="Small planner imitating the synthetic town's expert, evaluated on unseen scenes; minutes on a CPU.",
+    ),
+    Experiment(
+        name="mini_il",
+        description="Small planner imitating one log of real driving, evaluated on it and on another log.",
+    ),
+    Experiment(name="debug_il", description="Tiny planner, 200 steps in the synthetic town: checks an installation."),
+    Experiment(name="debug_il_ema", description="The same with an exponential moving average of the weights."),
+    Experiment(
+        name="debug_eval",
+        description="Evaluates a planner of debug_il on other scenes of the synthetic town.",
+        starts_from="debug_il",
+    ),
+    Experiment(name="debug_sft", description="Tiny VLM on conversations about the synthetic town.", missing=_VLM),
+    Experiment(
+        name="debug_cache",
+        description="Hidden states of the tiny VLM for the synthetic town.",
+        starts_from="debug_sft",
+        missing=_VLM,
+    ),
+    Experiment(
+        name="debug_rl",
+        description="DiffGRPO in the synthetic town from the imitation planner.",
+        starts_from="debug_il",
+        missing=_RL,
+    ),
+    *_family("2b", vlm_pdms=84.1, il_pdms=86.5, rl_pdms=90.8),
+    *_family("8b", vlm_pdms=86.4, il_pdms=86.5, rl_pdms=90.4),
+]

@@ -1,0 +1,59 @@
+"""Command line: `python -m recogdrive.main --experiment=NAME --workdir=DIR`."""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from recogdrive.experiment import ConfigurationError, find_experiment, format_registry, load_registry
+
+_EXPERIMENT = flags.DEFINE_string("experiment", None, "Name of a registered experiment; --list shows them.")
+_GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file read after the experiment's own; repeatable.")
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+    "gin_bindings", [], "Gin statement that overrides the files, such as BATCH_SIZE=32; repeatable."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run continues. Default: runs/NAME.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run - configuration, data, weights, memory - and stop.")
+_LIST = flags.DEFINE_bool("list", False, "Print the registered experiments and stop.")
+
+BAD_REQUEST_EXIT_CODE = 2
+
+
+def main(argv: list[str]) -> int:
+    """Composes the experiment that the flags name and runs it; returns the process's exit code."""
+    try:
+        if len(argv) > 1:
+            raise ConfigurationError(f"Unexpected argument {argv[1]!r}; every argument is a flag (see --help).")
+        if _LIST.value:
+            sys.stdout.write(format_registry(load_registry()) + "\n")
+            return 0
+        return _run()
+    except ConfigurationError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return BAD_REQUEST_EXIT_CODE
+
+
+def _run() -> int:
+    experiment = find_experiment(_EXPERIMENT.value) if _EXPERIMENT.value is not None else None
+    if experiment is not None and not _DRY_RUN.value:
+        experiment.require_runnable()
+    # From here on torch and jax are needed; --list and an unknown name are answered without them.
+    from recogdrive.composition import compose
+    from recogdrive.stages import base
+
+    composition = compose(experiment, _GIN_FILE.value, _GIN_BINDINGS.value)
+    if _DRY_RUN.value:
+        sys.stdout.write(base.describe(composition) + "\n")
+        return 0
+    logging.set_verbosity(logging.INFO)
+    workdir = Path(_WORKDIR.value or Path("runs") / composition.name)
+    return base.execute(composition, workdir)
+
+
+def console_entry() -> None:
+    """Entry point of the installed `recogdrive` command."""
+    app.run(main)
+
+
+if __name__ == "__main__":
+    console_entry()
