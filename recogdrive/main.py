@@ -13,7 +13,9 @@ _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "Gin statement that overrides the files, such as BATCH_SIZE=32; repeatable."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run continues. Default: runs/NAME.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run - configuration, data, weights, memory - and stop.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print what would run - configuration, data, weights, memory - and stop."
+)
 _LIST = flags.DEFINE_bool("list", False, "Print the registered experiments and stop.")
 
 BAD_REQUEST_EXIT_CODE = 2

@@ -58,7 +58,9 @@ class RunFolder:
             earlier = config.read_text()
             kept = self.path / f"config.{len(list(self.path.glob('config.*.gin')))}.gin"
             write_text(kept, earlier)
-            change = difflib.unified_diff(earlier.splitlines(), text.splitlines(), kept.name, config.name, "", "", 0, "")
+            change = difflib.unified_diff(
+                earlier.splitlines(), text.splitlines(), kept.name, config.name, "", "", 0, ""
+            )
             logging.warning("Continuing with a changed configuration:\n%s", "\n".join(change))
         write_text(config, text)
 
