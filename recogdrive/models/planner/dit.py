@@ -1,0 +1,263 @@
+"""The diffusion transformer over the trajectory points, with the scene as cross-attention context.
+
+Axis names in comments: B scenes, S samples a scene, Q trajectory points, T context tokens, D width, H heads,
+C channels a head, L cross-attention blocks.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+RMS_EPS = 1e-6
+ROTARY_BASE = 10000.0
+TIME_CHANNELS = 256
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32, cast back, then a learned weight. Source: upstream `RMSNorm`."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        """Normalises the last axis."""
+        x32 = x.to(torch.float32)
+        return (x32 * torch.rsqrt((x32 * x32).mean(-1, keepdim=True) + RMS_EPS)).to(x.dtype) * self.weight
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary position code in the half-split layout: channel i turns with channel i + C/2."""
+
+    def __init__(self, head_dim: int, positions: int):
+        super().__init__()
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+        inv_freq = 1.0 / (ROTARY_BASE**exponents)
+        angle = torch.outer(torch.arange(positions, dtype=torch.float32, device="cpu"), inv_freq)
+        self.register_buffer("inv_freq", inv_freq)
+        self.register_buffer("cos", torch.cat([angle, angle], -1).cos()[:, None, :], persistent=False)
+        self.register_buffer("sin", torch.cat([angle, angle], -1).sin()[:, None, :], persistent=False)
+
+    def forward(self, x: Float[Tensor, "B S Q H C"]) -> Float[Tensor, "B S Q H C"]:
+        """Turns every head of position q by its angle."""
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        return x * self.cos.to(x.dtype) + turned * self.sin.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with RMS-normalised queries and keys; holds the weights for both kinds of block."""
+
+    def __init__(self, heads: int, head_dim: int):
+        super().__init__()
+        dim = heads * head_dim
+        self.heads, self.head_dim = heads, head_dim
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+    def _split(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n H C"]:
+        return x.reshape(*x.shape[:-1], self.heads, self.head_dim)
+
+    def attend_to_itself(self, x: Float[Tensor, "B S Q D"], rotary: RotaryEmbedding) -> Float[Tensor, "B S Q D"]:
+        """Self-attention over the trajectory points of each sample."""
+        q = rotary(self.q_norm(self._split(self.to_q(x))))
+        k = rotary(self.k_norm(self._split(self.to_k(x))))
+        v = self._split(self.to_v(x))
+        scores = torch.einsum("bsqhc,bskhc->bshqk", q, k) / math.sqrt(self.head_dim)
+        weights = nn.functional.softmax(scores.to(torch.float32), dim=-1).to(x.dtype)
+        return self.to_out[0](torch.einsum("bshqk,bskhc->bsqhc", weights, v).reshape(x.shape))
+
+    def attend_to_context(
+        self, x: Float[Tensor, "B S Q D"], context: dict[str, Tensor], rotary: RotaryEmbedding
+    ) -> Float[Tensor, "B S Q D"]:
+        """Cross-attention of all samples of a scene to its one set of keys and values.
+
+        Only the queries are turned by the rotary code.
+
+        Args:
+          x: Modulated trajectory points.
+          context: `keys` (B, H, C, T) before the norm, `key_scale` (B, H, T) the norm's factor, optional
+            `bias` (B, T) added to the scores, and either `values` (B, H, C, T) or `tokens` (B, T, D).
+          rotary: Position code.
+
+        With `tokens` instead of `values` the weights pool the tokens first and the value projection acts on what they
+        pooled: the same result (projection and pooling are both linear, weights sum to 1) for QH/D of the work, which
+        pays off when keys and values serve a single evaluation, as in a training step.
+        """
+        batch, samples, points, _ = x.shape
+        q = rotary(self.q_norm(self._split(self.to_q(x)))) * self.k_norm.weight
+        q = q.reshape(batch, samples * points, self.heads, self.head_dim).transpose(1, 2)  # (B, H, SQ, C)
+        scores = torch.matmul(q, context["keys"]).to(torch.float32)
+        scores = scores * (context["key_scale"] / math.sqrt(self.head_dim))[:, :, None, :]
+        if "bias" in context:
+            scores = scores + context["bias"][:, None, None, :]
+        weights = nn.functional.softmax(scores, dim=-1).to(x.dtype)
+        if "values" in context:
+            out = torch.matmul(weights, context["values"].transpose(-1, -2)).transpose(1, 2)  # (B, SQ, H, C)
+        else:
+            rows = weights.reshape(batch, -1, weights.shape[-1])
+            pooled = torch.matmul(rows, context["tokens"]).reshape(batch, self.heads, samples * points, -1)
+            out = torch.einsum("bhqd,hcd->bqhc", pooled, self.to_v.weight.reshape(self.heads, self.head_dim, -1))
+            out = out + self.to_v.bias.reshape(self.heads, self.head_dim)
+        return self.to_out[0](out.reshape(x.shape))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward without widening: w3(SiLU(a) * b), where (a, b) = w12(x)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * dim)
+        self.w3 = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
+        """Acts on the last axis."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(nn.functional.silu(gate) * value)
+
+
+def modulate(x: Float[Tensor, "B S Q D"], shift: Tensor, scale: Tensor) -> Float[Tensor, "B S Q D"]:
+    """Scales and shifts all points of a sample by its (B, S, D) modulation."""
+    return x * (1 + scale[:, :, None]) + shift[:, :, None]
+
+
+class Block(nn.Module):
+    """Attention (over itself or over the context) and feed-forward, both modulated and gated by the conditioning."""
+
+    def __init__(self, heads: int, head_dim: int):
+        super().__init__()
+        dim = heads * head_dim
+        self.norm1 = RMSNorm(dim)
+        self.attn = Attention(heads, head_dim)
+        self.norm2 = RMSNorm(dim)
+        self.ffn = SwiGLU(dim)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B S Q D"],
+        condition: Float[Tensor, "B S D"],
+        rotary: RotaryEmbedding,
+        context: dict[str, Tensor] | None,
+    ) -> Float[Tensor, "B S Q D"]:
+        """One residual block; `context` None means self-attention."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaLN_modulation(condition).chunk(6, dim=-1)
+        h = modulate(self.norm1(x), shift_a, scale_a)
+        attended = (
+            self.attn.attend_to_itself(h, rotary)
+            if context is None
+            else self.attn.attend_to_context(h, context, rotary)
+        )
+        x = x + gate_a[:, :, None] * attended
+        return x + gate_f[:, :, None] * self.ffn(modulate(self.norm2(x), shift_f, scale_f))
+
+
+class TimestepEmbedder(nn.Module):
+    """Two linears around a SiLU; its own module because of the official parameter names."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(TIME_CHANNELS, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, code: Float[Tensor, "*n 256"]) -> Float[Tensor, "*n D"]:
+        """Maps the sinusoidal code to the planner's width."""
+        return self.linear_2(nn.functional.silu(self.linear_1(code)))
+
+
+class TimestepEncoder(nn.Module):
+    """Diffusion time -> conditioning: [cos, sin] of 128 frequencies. The exponent's divisor is 127, not 128."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedder(dim)
+        half = TIME_CHANNELS // 2
+        exponents = torch.arange(half, dtype=torch.float32, device="cpu") * (-math.log(10000.0) / (half - 1))
+        self.register_buffer("frequencies", torch.exp(exponents), persistent=False)
+
+    def forward(self, t: Int[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
+        """Encodes times, one a sample."""
+        angle = t[..., None].to(torch.float32) * self.frequencies
+        code = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
+        return self.timestep_embedder(code.to(self.timestep_embedder.linear_1.weight.dtype))
+
+
+class FinalLayer(nn.Module):
+    """Norm, modulation (shift first) and projection to the output width."""
+
+    def __init__(self, dim: int, output_dim: int):
+        super().__init__()
+        self.norm_final = RMSNorm(dim)
+        self.linear = nn.Linear(dim, output_dim)
+        self.modulation_proj = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+
+    def forward(self, x: Float[Tensor, "B S Q D"], condition: Float[Tensor, "B S D"]) -> Float[Tensor, "B S Q O"]:
+        """Projects every point."""
+        shift, scale = self.modulation_proj(condition).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DiT(nn.Module):
+    """Transformer blocks of alternating self- (even) and cross-attention (odd). Source: upstream `LightningDiT`."""
+
+    def __init__(self, heads: int, head_dim: int, layers: int, output_dim: int, positions: int):
+        super().__init__()
+        dim = heads * head_dim
+        self.heads, self.head_dim = heads, head_dim
+        self.timestep_encoder = TimestepEncoder(dim)
+        self.rotary_embedder = RotaryEmbedding(head_dim, positions)
+        self.transformer_blocks = nn.ModuleList(Block(heads, head_dim) for _ in range(layers))
+        self.final_layer = FinalLayer(dim, output_dim)
+
+    def project_context(self, tokens: Float[Tensor, "B T D"], values: bool) -> dict[str, Tensor]:
+        """Keys (and values, if asked for) of all cross-attention blocks, by one matrix product each.
+
+        Returns `keys` (L, B, H, C, T) before their norm, `key_scale` (L, B, H, T), the factor that norm would apply
+        (so that normalised keys are never written out), and with `values` also `values` (L, B, H, C, T).
+        """
+        attentions = [block.attn for block in self.transformer_blocks[1::2]]
+        keys = self._project(tokens, [a.to_k for a in attentions])
+        keys32 = keys.to(torch.float32)
+        out = {"keys": keys, "key_scale": torch.rsqrt((keys32 * keys32).mean(-2) + RMS_EPS)}
+        if values:
+            out["values"] = self._project(tokens, [a.to_v for a in attentions])
+        return out
+
+    def _project(self, tokens: Float[Tensor, "B T D"], linears: list[nn.Linear]) -> Float[Tensor, "L B H C T"]:
+        # Channels before tokens, so that the products of attention read contiguous rows of T.
+        weight = torch.cat([linear.weight for linear in linears])
+        bias = torch.cat([linear.bias for linear in linears])
+        batch, length, _ = tokens.shape
+        projected = torch.matmul(weight, tokens.transpose(1, 2)) + bias[:, None]  # (B, LD, T)
+        shape = (batch, len(linears), self.heads, self.head_dim, length)
+        return projected.reshape(shape).transpose(0, 1)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B S Q D"],
+        t: Int[Tensor, "B S"],
+        ego: Float[Tensor, "B D"],
+        context: dict[str, Tensor],
+    ) -> Float[Tensor, "B S Q O"]:
+        """Runs all blocks on S samples of each of B scenes.
+
+        Args:
+          x: Fused codes of the trajectory points.
+          t: Diffusion times.
+          ego: Ego status vector, part of the conditioning.
+          context: As `project_context` returns it, plus `tokens` and optionally `bias` (see `Attention`).
+        """
+        condition = self.timestep_encoder(t) + ego[:, None]
+        per_block = ("keys", "key_scale", "values")
+        for i, block in enumerate(self.transformer_blocks):
+            of_block = None
+            if i % 2:
+                of_block = {name: (v[i // 2] if name in per_block else v) for name, v in context.items()}
+            x = block(x, condition, self.rotary_embedder, of_block)
+        return self.final_layer(x, condition)
