@@ -11,7 +11,6 @@ import pytest
 from recogdrive.data import safe_pickle
 from recogdrive.data.safe_pickle import CorruptPickleError, ForbiddenPickleError, LogPickleError, load_log_pickle
 
-
 RECONSTRUCT = np.empty(0).__reduce__()[0]
 
 
