@@ -5,7 +5,7 @@ S samples a scene, K denoising steps.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import gin
 import jax
@@ -14,9 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from recogdrive.models.planner import schedule
-
-Denoiser = Callable[[Float[Array, "B S 8 3"], Int[Array, "B S"]], Float[Array, "B S 8 O"]]
-"""(noisy trajectories, times) -> the network's prediction."""
+from recogdrive.models.planner.process import Denoiser
 
 DENOISED_CLIP = 1.0
 """Limit of a step's estimate of the clean trajectory. Source: upstream `denoised_clip_value`."""
@@ -32,50 +30,11 @@ DDIM_EVALUATION_STD_FLOOR = 1e-4
 DDPM_STD_FLOOR = 1e-3
 
 
-class Diffusion(Protocol):
-    """What a planner needs of a diffusion process."""
-
-    output_channels: int
-
-    def draw(self, key: Key[Array, ""], batch: int) -> tuple[Float[Array, "B 8 3"], Array]:
-        """Draws training noise and one time (integer step, or Beta sample for flow) per scene."""
-
-    def loss(
-        self, denoise: Denoiser, clean: Float[Array, "B 8 3"], noise: Float[Array, "B 8 3"], time: Array
-    ) -> tuple[Float[Array, ""], Float[Array, "B 8 3"]]:
-        """Training loss for given noise and times, and the squared errors it is the mean of."""
-
-    def num_steps(self, denoising_steps: int) -> int:
-        """Number of network evaluations (and step noises) of a sampler asked for `denoising_steps`."""
-
-    def sample(
-        self,
-        denoise: Denoiser,
-        initial_noise: Float[Array, "B S 8 3"],
-        step_noise: Float[Array, "K B S 8 3"],
-        denoising_steps: int,
-        deterministic: bool,
-    ) -> tuple[Float[Array, "B S 8 3"], dict[str, Array]]:
-        """Samples as in evaluation; also every step's `decoder`, `mean`, `std`, `x0` stacked along a leading K."""
-
-    def sample_chain(
-        self,
-        denoise: Denoiser,
-        initial_noise: Float[Array, "B S 8 3"],
-        step_noise: Float[Array, "K B S 8 3"],
-        denoising_steps: int,
-        deterministic: bool,
-    ) -> Float[Array, "B S K+1 8 3"]:
-        """Samples as in a reinforcement-learning rollout; entry 0 is the initial noise."""
-
-    def buffers(self, denoising_steps: int) -> dict[str, np.ndarray]:
-        """Buffers an official checkpoint of this kind holds besides the network's."""
-
-
 class _Gaussian:
     """What DDIM and DDPM share: the noise-prediction loss and the loop over Gaussian transitions."""
 
     output_channels: ClassVar[int] = 3
+    has_eta: ClassVar[bool] = False
 
     def draw(self, key: Key[Array, ""], batch: int) -> tuple[Float[Array, "B 8 3"], Int[Array, "B"]]:
         """Noise ~ N(0, 1) and times ~ U{0 ... 99}."""
@@ -201,6 +160,8 @@ class _Gaussian:
 class DDIM(_Gaussian):
     """Denoising diffusion implicit models, with eta 1 (stochastic) or 0 (deterministic). Source: Song et al. 2021."""
 
+    has_eta: ClassVar[bool] = True
+
     def transitions(self, denoising_steps: int) -> dict[str, np.ndarray]:
         """See base class. Times are multiples of floor(100 / K), K of them."""
         constants = schedule.ddim_constants(denoising_steps)
@@ -298,6 +259,8 @@ class FlowMatching:
 
     Source: upstream `FlowConfig`; Lipman et al. 2023.
     """
+
+    has_eta: ClassVar[bool] = False
 
     def __init__(
         self,

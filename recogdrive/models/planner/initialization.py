@@ -1,7 +1,6 @@
 """Initial planner weights drawn from a JAX key, distributed as torch initialises its layers."""
 
 import math
-from collections import defaultdict
 from typing import NamedTuple
 
 import jax
@@ -56,19 +55,27 @@ def draw(network: nn.Module, key: Key[Array, ""]) -> Params:
     """Draws every parameter in float32; a pure function of the key and the network's structure."""
     rules = distributions(network)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    # Tensors alike are drawn together: a tenth of the random number programs to compile.
-    groups: dict[tuple[tuple[int, ...], str], list[str]] = defaultdict(list)
-    for name, shape in shapes.items():
-        groups[(shape, rules[name].kind)].append(name)
-    params: Params = {}
-    for number, ((shape, kind), names) in enumerate(sorted(groups.items())):
-        group_key = jax.random.fold_in(key, number)
-        stacked = (len(names), *shape)
-        if kind == "constant":
-            unit = jnp.ones(stacked)
-        elif kind == "uniform":
-            unit = jax.random.uniform(group_key, stacked, minval=-1.0, maxval=1.0)
-        else:
-            unit = jax.random.normal(group_key, stacked)
-        params |= {name: unit[i] * rules[name].scale for i, name in enumerate(names)}
-    return {name: params[name] for name in shapes}
+
+    def all_at_once(key: Key[Array, ""]) -> Params:
+        # One long draw a distribution, cut up: hundreds of small random programs would take seconds to compile.
+        units = {}
+        for number, (kind, sampler) in enumerate(_SAMPLERS.items()):
+            length = sum(math.prod(shape) for name, shape in shapes.items() if rules[name].kind == kind)
+            units[kind] = sampler(jax.random.fold_in(key, number), length)
+        params, used = {}, dict.fromkeys(units, 0)
+        for name, shape in shapes.items():
+            kind, scale = rules[name]
+            if kind == "constant":
+                params[name] = jnp.full(shape, scale)
+                continue
+            start, used[kind] = used[kind], used[kind] + math.prod(shape)
+            params[name] = units[kind][start : used[kind]].reshape(shape) * scale
+        return params
+
+    return jax.jit(all_at_once)(key)
+
+
+_SAMPLERS = {
+    "uniform": lambda key, length: jax.random.uniform(key, (length,), minval=-1.0, maxval=1.0),
+    "normal": lambda key, length: jax.random.normal(key, (length,)),
+}

@@ -14,10 +14,11 @@ from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
 from recogdrive.models import bridge
 from recogdrive.models.bridge import Params
 from recogdrive.models.planner import initialization
-from recogdrive.models.planner.diffusion import DDIM, Denoiser, Diffusion
+from recogdrive.models.planner.diffusion import DDIM
 from recogdrive.models.planner.encoders import STATUS_CHANNELS, AttentionEgoStatus, MLPEgoStatus
 from recogdrive.models.planner.network import POSE_CHANNELS, PlannerNetwork
 from recogdrive.models.planner.normalization import denormalize, normalize
+from recogdrive.models.planner.process import Denoiser, Diffusion
 
 Batch = Mapping[str, Any]
 Encoding = dict[str, jax.Array]
