@@ -1,0 +1,347 @@
+"""The loop that every training stage runs: steps, log lines, evaluations, checkpoints, and an exact way back in."""
+
+import numbers
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+from absl import logging
+
+from recogdrive.training.checkpoint import Checkpoints
+from recogdrive.training.metrics_file import METRICS_FILE, MetricsFile
+from recogdrive.training.optim import AdamW
+from recogdrive.training.preemption import Preempted, PreemptionGuard
+from recogdrive.training.saved import CHECKPOINTS_FOLDER, parameter_differences
+from recogdrive.training.sharding import DataParallel, DevicePrefetch, TrainingStream
+from recogdrive.training.state import Params, TrainState, create_state
+from recogdrive.training.step import Metrics, Objective, make_train_step
+from recogdrive.training.summary import TENSORBOARD_FOLDER, EventWriter, Progress
+from recogdrive.training.window import Window, require_finite, wait_for
+
+Evaluate = Callable[[Params, int], Mapping[str, Any]]
+"""(weights, step) -> scalars by name; Matplotlib figures and (H, W, 3) uint8 pictures among them go to TensorBoard."""
+
+_STEPS_IN_FLIGHT = 4
+"""Steps the host may be ahead of the devices: bounds the memory of waiting batches, never leaves a device idle."""
+
+
+@gin.register
+class Trainer:
+    """Trains an objective on a stream of batches, resuming by itself from the run folder.
+
+    A run that was killed at any moment and started again ends with the same weights, average, optimiser state, loss
+    curve and order of samples, to the bit, as one that was not.
+
+    Args:
+      steps: Updates of the whole run.
+      optimizer: None is `AdamW()` with its warm-up and cosine.
+      sharding: Placement on devices; None is `DataParallel()` over all of them.
+      accumulation_steps: Microbatches a batch is computed in.
+      ema_decay: Decay of a moving average of the weights, which is then what is evaluated; None keeps none.
+      seed: Of initial weights and of all noise.
+      log_every: Steps between log lines, each over the steps since the last.
+      eval_every: Steps between evaluations; None evaluates after the last step only.
+      save_every: Steps between checkpoints; the last step is saved in any case.
+      keep_last: Newest checkpoints kept.
+      best_metric: Result of `evaluate` by which the best checkpoint is kept too; None keeps none for its score.
+      best_mode: "min" or "max".
+      keep_best: Best checkpoints kept.
+      prefetch: Batches put on the devices ahead of their step.
+
+    Raises:
+      ValueError: An argument out of range.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        optimizer: AdamW | None = None,
+        sharding: DataParallel | None = None,
+        accumulation_steps: int = 1,
+        ema_decay: float | None = None,
+        seed: int = 0,
+        log_every: int = 50,
+        eval_every: int | None = None,
+        save_every: int = 1000,
+        keep_last: int = 2,
+        best_metric: str | None = None,
+        best_mode: str = "min",
+        keep_best: int = 1,
+        prefetch: int = 2,
+    ) -> None:
+        counts = {
+            "steps": steps,
+            "accumulation_steps": accumulation_steps,
+            "log_every": log_every,
+            "eval_every": 1 if eval_every is None else eval_every,
+            "save_every": save_every,
+            "keep_last": keep_last,
+            "keep_best": keep_best,
+            "prefetch": prefetch,
+        }
+        for name, value in counts.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+        if best_mode not in ("min", "max"):
+            raise ValueError(f"best_mode={best_mode!r} must be 'min' or 'max'.")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay={ema_decay} must be in [0, 1), or None for no average.")
+        self.steps = steps
+        self.optimizer = optimizer or AdamW()
+        self.sharding = sharding
+        self.accumulation_steps = accumulation_steps
+        self.ema_decay = ema_decay
+        self.seed = seed
+        self.log_every = log_every
+        self.eval_every = eval_every
+        self.save_every = save_every
+        self.keep_last = keep_last
+        self.best_metric = best_metric
+        self.best_mode = best_mode
+        self.keep_best = keep_best
+        self.prefetch = prefetch
+
+    def fit(
+        self,
+        objective: Objective,
+        stream: TrainingStream,
+        workdir: Path | str,
+        evaluate: Evaluate | None = None,
+        init_params: Params | None = None,
+    ) -> TrainState:
+        """Trains until `steps` are done and returns the final state; returns at once where they already are.
+
+        Args:
+          objective: What is minimised.
+          stream: Batches; its position is saved and restored with the weights.
+          workdir: Run folder: checkpoints, `metrics.jsonl` and TensorBoard events go there.
+          evaluate: Called with the average of the weights where one is kept, else with the weights.
+          init_params: Weights to start from in place of `objective.init`; without effect on a resumed run.
+
+        Raises:
+          ValueError: The batch does not divide over devices and accumulation steps, `init_params` does not fit, or the
+            folder holds a differently configured run.
+          CheckpointError: Saving failed, or no checkpoint of those there can be used.
+          NonFiniteError: A metric is not finite; the last good checkpoint is left as it is.
+          Preempted: SIGTERM or SIGINT came; everything is saved.
+        """
+        if evaluate is None and self.best_metric is not None:
+            raise ValueError(
+                f"best_metric={self.best_metric!r} needs an evaluation; hand one to `fit` or set it to None."
+            )
+        sharding = self.sharding or DataParallel()
+        sharding.check_batch(stream.batch_size, self.accumulation_steps)
+        workdir = Path(workdir)
+        checkpoints = Checkpoints(
+            workdir / CHECKPOINTS_FOLDER,
+            identity={
+                "batch_size": stream.batch_size,
+                "samples_per_epoch": stream.samples_per_epoch,
+                "seed": self.seed,
+                "keeps_ema": self.ema_decay is not None,
+            },
+            keep_last=self.keep_last,
+            best_metric=self.best_metric,
+            best_mode=self.best_mode,
+            keep_best=self.keep_best,
+        )
+        try:
+            run = _Run(self, objective, stream, sharding, checkpoints, workdir, evaluate)
+            run.start(init_params)
+            run.train()
+            return run.state
+        finally:
+            checkpoints.close()
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether an evaluation's score beats the best so far."""
+        return best is None or (value < best if self.best_mode == "min" else value > best)
+
+
+class _Run:
+    """One call of `Trainer.fit`: what changes while it trains."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        objective: Objective,
+        stream: TrainingStream,
+        sharding: DataParallel,
+        checkpoints: Checkpoints,
+        workdir: Path,
+        evaluate: Evaluate | None,
+    ) -> None:
+        self.trainer = trainer
+        self.objective = objective
+        self.stream = stream
+        self.sharding = sharding
+        self.checkpoints = checkpoints
+        self.workdir = workdir
+        self.evaluate = evaluate
+        self.transformation, learning_rate = trainer.optimizer.build(stream.batch_size, stream.samples_per_epoch)
+        self.train_step = make_train_step(
+            objective,
+            self.transformation,
+            learning_rate,
+            sharding,
+            accumulation_steps=trainer.accumulation_steps,
+            ema_decay=trainer.ema_decay,
+        )
+        self.step = 0
+        self.window = Window()
+        self.best: float | None = None
+        self.is_lead = jax.process_index() == 0
+
+    def start(self, init_params: Params | None) -> None:
+        """Restores the newest usable checkpoint, or makes the first state."""
+        init_key, run_key = jax.random.split(jax.random.key(self.trainer.seed))
+
+        def initial(params: Params) -> TrainState:
+            return create_state(params, self.transformation, run_key, with_ema=self.trainer.ema_decay is not None)
+
+        shapes = jax.eval_shape(self.objective.init, init_key)
+        if init_params is not None and (different := parameter_differences(init_params, shapes)):
+            raise ValueError(f"the weights to start from do not fit this model:{different}")
+        template = jax.eval_shape(initial, shapes)
+        placement = self.sharding.state_sharding(template)
+        restored = self.checkpoints.restore(
+            jax.tree.map(
+                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                template,
+                placement,
+            )
+        )
+        if restored is not None:
+            self.state, self.step = restored.state, restored.step
+            self.stream.set_state(restored.stream_state)
+            self.window = Window(restored.loop_state["pending"])
+            self.best = restored.loop_state["best"]
+            logging.info("resuming after step %d of %d", self.step, self.trainer.steps)
+        elif init_params is not None:
+            self.state = jax.jit(initial, out_shardings=placement)(self.sharding.put_state(init_params))
+        else:
+            self.state = jax.jit(lambda: initial(self.objective.init(init_key)), out_shardings=placement)()
+        if self.is_lead:
+            size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+            logging.info("training %d parameters on %d devices", size, self.sharding.num_devices)
+
+    def train(self) -> None:
+        """Runs the steps that are left."""
+        if self.step >= self.trainer.steps:
+            logging.info("nothing to train: step %d of %d is done", self.step, self.trainer.steps)
+            return
+        self.batches = DevicePrefetch(self.stream, self.sharding, self.trainer.prefetch)
+        self.metrics_file = MetricsFile(self.workdir / METRICS_FILE, self.step) if self.is_lead else None
+        self.events = EventWriter(self.workdir / TENSORBOARD_FOLDER, self.step) if self.is_lead else None
+        self.progress = Progress(self.trainer.steps, self.step, visible=self.is_lead)
+        try:
+            with PreemptionGuard() as preemption:
+                self._steps(preemption)
+            self.checkpoints.wait()
+        finally:
+            self.progress.close()
+            if self.is_lead:
+                self.metrics_file.close()
+                self.events.close()
+
+    def _steps(self, preemption: PreemptionGuard) -> None:
+        trainer = self.trainer
+        in_flight: deque[Metrics] = deque()
+        self._restart_clock()
+        while self.step < trainer.steps:
+            batch = self.batches.take()
+            self.state, metrics = self.train_step(self.state, batch.arrays)
+            self.step += 1
+            self.window.add(self.step, metrics)
+            self.stream_state = batch.stream_state_after
+            in_flight.append(metrics)
+            last = self.step == trainer.steps
+            if not last:
+                self.batches.fill()
+            if len(in_flight) > _STEPS_IN_FLIGHT:
+                wait_for(in_flight.popleft())
+            self.steps_timed += 1
+            self.progress.advance()
+            self.checkpoints.check()
+            stop = preemption.requested(self.step)
+            if last or self.step % trainer.log_every == 0:
+                self._log_window()
+            scores, is_best = None, False
+            if self.evaluate and (last or (trainer.eval_every and self.step % trainer.eval_every == 0)):
+                scores = self._evaluate()
+                is_best = self._note_best(scores)
+            if stop or last or is_best or self.step % trainer.save_every == 0:
+                self._save(scores)
+            if stop and not last:
+                self.checkpoints.wait()
+                raise Preempted(self.step)
+
+    def _restart_clock(self) -> None:
+        self.clock, self.steps_timed, self.waited = perf_counter(), 0, self.batches.wait_s
+
+    def _log_window(self) -> None:
+        self.window.fetch()
+        seconds, steps = perf_counter() - self.clock, max(self.steps_timed, 1)
+        perf = {
+            "samples_per_s": steps * self.stream.batch_size / seconds,
+            "step_time_s": seconds / steps,
+            "input_wait_s": (self.batches.wait_s - self.waited) / steps,
+        }
+        values = self.window.log()
+        if self.is_lead:
+            self.metrics_file.write({"step": self.step, **values, "perf": perf})
+            self.events.scalars(self.step, {f"train/{name}": value for name, value in values.items()})
+            self.events.scalars(self.step, {f"perf/{name}": value for name, value in perf.items()})
+            self.progress.report(self.step, {**values, "samples_per_s": perf["samples_per_s"]})
+        self._restart_clock()
+
+    def _evaluate(self) -> dict[str, float]:
+        self.window.fetch()
+        start = perf_counter()
+        results = self.evaluate(self.state.weights, self.step)
+        scores = {name: float(value) for name, value in results.items() if _is_scalar(value)}
+        require_finite(self.step, scores)
+        if self.is_lead:
+            named = {f"eval/{name}": value for name, value in scores.items()}
+            self.metrics_file.write({"step": self.step, **named, "perf": {"eval_s": perf_counter() - start}})
+            self.events.scalars(self.step, named)
+            for name, value in results.items():
+                if isinstance(value, np.ndarray) and value.ndim == 3:
+                    self.events.image(self.step, f"eval/{name}", value)
+                elif not _is_scalar(value):
+                    self.events.figure(self.step, f"eval/{name}", value)
+            self.progress.report(self.step, named)
+        self.clock += perf_counter() - start  # The step time leaves evaluations out.
+        return scores
+
+    def _note_best(self, scores: Mapping[str, float]) -> bool:
+        name = self.trainer.best_metric
+        if name is None:
+            return False
+        if name not in scores:
+            raise ValueError(f"best_metric={name!r} is not among the evaluation's results {sorted(scores)}.")
+        if not self.trainer.is_better(scores[name], self.best):
+            return False
+        self.best = scores[name]
+        return True
+
+    def _save(self, scores: Mapping[str, float] | None) -> None:
+        start = perf_counter()
+        # Nothing is saved before all its metrics are known to be finite.
+        self.window.fetch()
+        if self.is_lead:
+            self.metrics_file.flush_to_disk()
+            self.events.flush()
+        loop_state = {"pending": self.window.pending, "best": self.best}
+        self.checkpoints.save(self.step, self.state, self.stream_state, loop_state, scores)
+        self.clock += perf_counter() - start
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, numbers.Real) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0)

@@ -1,0 +1,98 @@
+"""One optimiser update as a single compiled function."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from recogdrive.training.optim import LearningRate, ema_update
+from recogdrive.training.sharding import DataParallel, DeviceBatch
+from recogdrive.training.state import Params, TrainState
+
+Metrics = dict[str, Float[Array, ""]]
+"""Scalars on the device."""
+
+RESERVED_METRICS = ("loss", "grad_norm", "lr")
+
+TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
+
+
+class Objective(Protocol):
+    """What is minimised: the only thing a training stage has to define."""
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Initial parameters; pure and jittable."""
+        ...
+
+    def loss(self, params: Params, batch: DeviceBatch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+        """Mean loss over a batch and further scalars to log; pure and jittable, all randomness from `key`."""
+        ...
+
+
+def make_train_step(
+    objective: Objective,
+    transformation: optax.GradientTransformation,
+    learning_rate: LearningRate,
+    sharding: DataParallel,
+    *,
+    accumulation_steps: int = 1,
+    ema_decay: float | None = None,
+) -> TrainStep:
+    """Compiles gradient, accumulation, clipping, update and moving average into one function that donates the state.
+
+    The returned function takes the state and a global batch and returns the next state and the scalars `loss`,
+    `grad_norm` (before clipping), `lr`, and whatever the objective reports, all left on the device. Its randomness is
+    `state.step_key()`; with accumulation, microbatch i gets that key folded with i.
+
+    Args:
+      objective: Gives the loss; it must be a mean over the batch for accumulation to equal the full batch.
+      transformation: Optimiser, clipping included.
+      learning_rate: Reported as `lr`.
+      sharding: Placement of state and batch.
+      accumulation_steps: Microbatches a batch is split into. Microbatch i holds rows i, i + A, i + 2A, ... so that
+        every device finds its rows of each microbatch among those it already has.
+      ema_decay: Decay of the moving average; None where the state has none.
+
+    Raises:
+      ValueError: `ema_decay` outside [0, 1); when traced, a metric of the objective with a reserved name.
+    """
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay={ema_decay} must be in [0, 1), or None for no average.")
+
+    def gradients(params: Params, batch: DeviceBatch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
+        (loss, metrics), grads = jax.value_and_grad(objective.loss, has_aux=True)(params, batch, key)
+        taken = sorted(set(metrics) & set(RESERVED_METRICS))
+        if taken:
+            raise ValueError(f"the objective's metrics {taken} carry names the training step uses; rename them.")
+        return grads, {"loss": loss, **metrics}
+
+    def accumulated(params: Params, batch: DeviceBatch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
+        if accumulation_steps == 1:
+            return gradients(params, batch, key)
+
+        def split(rows: Array) -> Array:
+            micro = rows.reshape(-1, accumulation_steps, *rows.shape[1:]).swapaxes(0, 1)  # (A, B / A, ...)
+            return jax.lax.with_sharding_constraint(micro, sharding.microbatch_sharding)
+
+        def add(total: tuple[Params, Metrics], step: tuple[Array, DeviceBatch]) -> tuple[tuple[Params, Metrics], None]:
+            index, microbatch = step
+            return jax.tree.map(jnp.add, total, gradients(params, microbatch, jax.random.fold_in(key, index))), None
+
+        microbatches = jax.tree.map(split, batch)
+        shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda rows: rows[0], microbatches), key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation_steps), microbatches))
+        return jax.tree.map(lambda value: value / accumulation_steps, total)
+
+    def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+        grads, metrics = accumulated(state.params, batch, state.step_key())
+        updates, opt_state = transformation.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None if state.ema is None or ema_decay is None else ema_update(state.ema, params, ema_decay)
+        metrics = {**metrics, "grad_norm": optax.global_norm(grads), "lr": learning_rate(state.step)}
+        return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
+
+    return jax.jit(train_step, donate_argnums=0)

@@ -1,0 +1,101 @@
+"""What a person watches during training: TensorBoard events and a progress bar."""
+
+import io
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tqdm import tqdm
+
+TENSORBOARD_FOLDER = "tensorboard"
+"""Name of the events' folder within a run folder."""
+
+
+class EventWriter:
+    """Writes scalars and pictures for TensorBoard.
+
+    Args:
+      folder: Where the event file goes; each start of a run adds one.
+      restored_step: Step the run continues from; TensorBoard drops what earlier starts wrote for later steps.
+    """
+
+    def __init__(self, folder: Path, restored_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventFileWriter(str(folder))
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(step=restored_step + 1, session_log=start))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one point to each named curve."""
+        entries = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(step, entries)
+
+    def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Adds a picture given as 8-bit RGB."""
+        buffer = io.BytesIO()
+        Image.fromarray(pixels, "RGB").save(buffer, format="PNG")
+        self._add_png(step, name, buffer.getvalue(), pixels.shape[1], pixels.shape[0])
+
+    def figure(self, step: int, name: str, figure: Any) -> None:
+        """Adds a Matplotlib figure."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        with Image.open(buffer) as picture:
+            width, height = picture.size
+        self._add_png(step, name, buffer.getvalue(), width, height)
+
+    def _add_png(self, step: int, name: str, png: bytes, width: int, height: int) -> None:
+        image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
+        self._add(step, [Summary.Value(tag=name, image=image)])
+
+    def _add(self, step: int, values: list[Summary.Value]) -> None:
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def flush(self) -> None:
+        """Hands everything to the operating system."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is left and ends the writing thread."""
+        self._writer.close()
+
+
+class Progress:
+    """A progress bar on a terminal, a log line an interval elsewhere.
+
+    Args:
+      steps: Length of the run.
+      done: Steps done when it starts.
+      visible: False on all but the lead process.
+    """
+
+    def __init__(self, steps: int, done: int, *, visible: bool) -> None:
+        self._visible = visible
+        terminal = visible and sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True) if terminal else None
+
+    def advance(self) -> None:
+        """One step more."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows the latest numbers."""
+        if self._bar is not None:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
+        elif self._visible:
+            logging.info("step=%d %s", step, " ".join(f"{name}={value:.4g}" for name, value in values.items()))
+
+    def close(self) -> None:
+        """Leaves the bar as it is and ends its line."""
+        if self._bar is not None:
+            self._bar.close()
