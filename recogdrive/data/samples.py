@@ -1,6 +1,7 @@
 """Scenes -> the planner's samples: context, history, status, target."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -42,8 +43,26 @@ def status_feature(scene: Scene) -> np.ndarray:
     )
 
 
+def planner_inputs(scene: Scene, context: ContextSource) -> Sample:
+    """What the planner sees of a scene: one row of a batch (see `docs/architecture.md`) without target and batch axis.
+
+    Raises:
+      ValueError: Some number is not finite; names the scene, its log and the place.
+    """
+    made = context(scene)
+    return _require_finite(
+        scene,
+        {
+            "context": np.asarray(made.tokens, dtype=np.float32),
+            "context_mask": np.asarray(made.mask, dtype=bool),
+            "history_trajectory": scene.ego.poses.astype(np.float32),
+            "status_feature": status_feature(scene),
+        },
+    )
+
+
 def planner_sample(scene: Scene, context: ContextSource, index: int) -> Sample:
-    """One row of a batch (see `docs/architecture.md`), without the batch axis.
+    """A training sample: the planner's inputs, the driven trajectory as target, and its position in the split.
 
     Raises:
       ValueError: The scene has no driven future of 4 s, or some number is not finite; names the scene.
@@ -54,15 +73,11 @@ def planner_sample(scene: Scene, context: ContextSource, index: int) -> Sample:
             f"Scene {scene.token} of log {scene.log_name} has {known} future poses; imitation needs {FUTURE_FRAMES}. "
             f"Use a scene filter with num_future_frames >= {FUTURE_FRAMES}."
         )
-    made = context(scene)
-    sample = {
-        "context": np.asarray(made.tokens, dtype=np.float32),
-        "context_mask": np.asarray(made.mask, dtype=bool),
-        "history_trajectory": scene.ego.poses.astype(np.float32),
-        "status_feature": status_feature(scene),
-        "trajectory": scene.future[:FUTURE_FRAMES].astype(np.float32),
-        "index": np.int32(index),
-    }
+    target = _require_finite(scene, {"trajectory": scene.future[:FUTURE_FRAMES].astype(np.float32)})
+    return planner_inputs(scene, context) | target | {"index": np.int32(index)}
+
+
+def _require_finite(scene: Scene, sample: Sample) -> Sample:
     for name, value in sample.items():
         if not np.all(np.isfinite(value)):
             where = np.argwhere(~np.isfinite(value))[0].tolist()
@@ -112,12 +127,11 @@ def stack_samples(samples: list[Sample]) -> Batch:
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def batches_in_order(samples: PlannerSamples, batch_size: int) -> Iterator[tuple[Batch, int]]:
-    """Yields every sample once, in order, as batches of one shape, with the number of rows that count.
+def filled_batches(samples: Iterable[Sample], batch_size: int) -> Iterator[tuple[Batch, int]]:
+    """Yields samples in order as batches of one shape, with the number of rows that count.
 
     The last batch is filled up by repeating its last row, so that nothing compiles twice.
     """
-    for start in range(0, len(samples), batch_size):
-        indices = range(start, min(start + batch_size, len(samples)))
-        rows = [samples[i] for i in indices]
+    samples = iter(samples)
+    while rows := list(itertools.islice(samples, batch_size)):
         yield stack_samples(rows + [rows[-1]] * (batch_size - len(rows))), len(rows)

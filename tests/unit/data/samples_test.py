@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from recogdrive.data.context import SceneTokens
-from recogdrive.data.samples import PlannerSamples, batches_in_order, planner_sample, stack_samples, status_feature
+from recogdrive.data.samples import (
+    PlannerSamples,
+    filled_batches,
+    planner_inputs,
+    planner_sample,
+    stack_samples,
+    status_feature,
+)
 
 
 class OneScene:
@@ -70,6 +77,11 @@ def test_a_number_that_is_not_finite_is_refused_with_its_place(straight_scene):
         planner_sample(dataclasses.replace(straight_scene, future=future), SceneTokens(), index=0)
 
 
+def test_inputs_need_no_future_and_hold_no_target(straight_scene):
+    inputs = planner_inputs(dataclasses.replace(straight_scene, future=None), SceneTokens())
+    assert set(inputs) == {"context", "context_mask", "history_trajectory", "status_feature"}
+
+
 def test_samples_are_made_once_when_kept(straight_scene):
     source = OneScene(straight_scene, 3)
     samples = PlannerSamples(source, SceneTokens())
@@ -93,9 +105,9 @@ def test_a_worker_process_receives_no_kept_samples(straight_scene):
     assert copy.source.built == [0, 0]
 
 
-def test_batches_in_order_give_every_sample_once_and_fill_the_last(straight_scene):
+def test_filled_batches_give_every_sample_once_and_fill_the_last(straight_scene):
     samples = PlannerSamples(OneScene(straight_scene, 5), SceneTokens())
-    batches = list(batches_in_order(samples, 2))
+    batches = list(filled_batches((samples[i] for i in range(5)), 2))
     assert [rows for _, rows in batches] == [2, 2, 1]
     assert [batch["index"].tolist() for batch, _ in batches] == [[0, 1], [2, 3], [4, 4]]
     assert np.concatenate([b["trajectory"][:n, 0, 0] for b, n in batches]).tolist() == [0, 1, 2, 3, 4]

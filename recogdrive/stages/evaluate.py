@@ -1,0 +1,55 @@
+"""Evaluation of a trained planner."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import gin
+
+from recogdrive.data.context import ContextSource
+from recogdrive.data.splits import PlanningSplits
+from recogdrive.models.planner.planner import DiffusionPlanner
+from recogdrive.run_folder import RunFolder
+from recogdrive.stages.base import Description
+from recogdrive.stages.open_loop import OpenLoop, headline
+from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_context
+
+
+@gin.register
+class Evaluate:
+    """Plans every scene of the evaluated splits with the parent's weights and writes tables and report.
+
+    Args:
+      planner: Network and sampler; must fit the weights.
+      splits: Scenes.
+      evaluation: Metrics, baselines, report.
+      context: Makes the context tokens; None describes the stage but cannot run it.
+    """
+
+    def __init__(
+        self,
+        planner: DiffusionPlanner,
+        splits: PlanningSplits,
+        evaluation: OpenLoop,
+        context: ContextSource | None = None,
+    ) -> None:
+        self._planner = planner
+        self._splits = splits
+        self._evaluation = evaluation
+        self._context = context
+
+    def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
+        """Evaluates the weights of `parent`, a run folder or an official `.ckpt`."""
+        context = require_context(self._context, self._planner)
+        if parent is None:
+            raise ValueError("Evaluation needs weights: set PARENT to a run folder or an official .ckpt file.")
+        params = load_planner_weights(self._planner, parent)
+        splits = self._splits.open_evaluate()
+        folder.update(data=self._splits.describe())
+        agent = self._evaluation.agent(self._planner, params, context)
+        return headline(self._evaluation.final(folder.path, [agent], splits))
+
+    def describe(self) -> Description:
+        """Splits and weights."""
+        parameters = describe_parameters(self._planner)
+        weights = sum(4 * p.count for p in parameters)
+        return Description(self._splits.describe(), parameters, {"weights (float32)": weights})
