@@ -1,6 +1,7 @@
 """Context sources: what the planner attends to, made from a scene."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
@@ -20,6 +21,31 @@ class ContextSource(Protocol):
     def __call__(self, scene: Scene) -> Context:
         """Makes the tokens of one scene."""
         ...
+
+
+@gin.register
+@dataclass(frozen=True)
+class ContextShape:
+    """Shape of context tokens that are made elsewhere: enough to describe an experiment, not to run it.
+
+    Attributes:
+      num_tokens: T.
+      width: V.
+    """
+
+    num_tokens: int
+    width: int
+
+    def __call__(self, scene: Scene) -> Context:
+        """Refuses.
+
+        Raises:
+          ValueError: Always; names the scene.
+        """
+        raise ValueError(
+            f"Scene {scene.token} has no context: ContextShape gives its shape, ({self.num_tokens}, {self.width}). "
+            "Bind CONTEXT to a context source."
+        )
 
 
 class TokenKind(IntEnum):

@@ -1,6 +1,5 @@
 """What a stage is, and how a composed one is described and run."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,10 +108,9 @@ def _require_parent(composition: Composition, parent: Path | None) -> None:
 def describe(composition: Composition) -> str:
     """What `--dry_run` prints: configuration, lineage, data found, weights, memory."""
     sections = [f"# Configuration of {composition.name}\n\n{composition.resolved().strip()}", _lineage(composition)]
-    if "run.stage" not in {key for key in _bound_parameters(run, "stage")}:
-        description = Description()
-    else:
-        description = run(use=lambda stage, parent: stage.describe())
+    # An experiment this version cannot run may have no stage yet; what is configured is shown all the same.
+    has_stage = "stage" in gin.get_bindings(run, resolve_references=False)
+    description = run(use=lambda stage, parent: stage.describe()) if has_stage else Description()
     if description.data:
         width = max(map(len, description.data))
         sections.append("# Data\n\n" + "\n".join(f"{k:<{width}}  {v}" for k, v in description.data.items()))
@@ -125,11 +123,6 @@ def describe(composition: Composition) -> str:
     if composition.experiment is not None and composition.experiment.missing is not None:
         sections.append(f"# Not in this version\n\n{composition.name} needs {composition.experiment.missing}.")
     return "\n\n".join(sections)
-
-
-def _bound_parameters(configurable: Callable[..., object], parameter: str) -> list[str]:
-    name = inspect.unwrap(configurable).__name__
-    return [f"{name}.{p}" for p in gin.get_bindings(configurable, resolve_references=False) if p == parameter]
 
 
 def _lineage(composition: Composition) -> str:

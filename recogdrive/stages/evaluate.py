@@ -11,7 +11,7 @@ from recogdrive.models.planner.planner import DiffusionPlanner
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
 from recogdrive.stages.open_loop import OpenLoop, headline
-from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_context
+from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
 
 
 @gin.register
@@ -21,17 +21,18 @@ class Evaluate:
     Args:
       planner: Network and sampler; must fit the weights.
       splits: Scenes.
+      context: Makes the context tokens.
       evaluation: Metrics, baselines, report.
-      context: Makes the context tokens; None describes the stage but cannot run it.
     """
 
     def __init__(
         self,
         planner: DiffusionPlanner,
         splits: PlanningSplits,
+        context: ContextSource,
         evaluation: OpenLoop,
-        context: ContextSource | None = None,
     ) -> None:
+        require_fit(context, planner)
         self._planner = planner
         self._splits = splits
         self._evaluation = evaluation
@@ -39,13 +40,12 @@ class Evaluate:
 
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Evaluates the weights of `parent`, a run folder or an official `.ckpt`."""
-        context = require_context(self._context, self._planner)
         if parent is None:
             raise ValueError("Evaluation needs weights: set PARENT to a run folder or an official .ckpt file.")
         params = load_planner_weights(self._planner, parent)
         splits = self._splits.open_evaluate()
         folder.update(data=self._splits.describe())
-        agent = self._evaluation.agent(self._planner, params, context)
+        agent = self._evaluation.agent(self._planner, params, self._context)
         return headline(self._evaluation.final(folder.path, [agent], splits))
 
     def describe(self) -> Description:

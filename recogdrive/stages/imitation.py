@@ -5,18 +5,21 @@ from pathlib import Path
 
 import gin
 import jax
+import jax.numpy as jnp
 from absl import logging
 
 from recogdrive.data.batching import BatchStream
 from recogdrive.data.context import ContextSource
 from recogdrive.data.samples import PlannerSamples
 from recogdrive.data.splits import PlanningSplits
+from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
 from recogdrive.models.planner.official_checkpoint import save_official
 from recogdrive.models.planner.planner import DiffusionPlanner
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.open_loop import OpenLoop, headline
-from recogdrive.stages.planner_weights import load_planner_weights, require_context
+from recogdrive.stages.planner_weights import load_planner_weights, require_fit
 from recogdrive.training.loop import Trainer
+from recogdrive.training.memory import training_memory
 
 EXPORT_FILE = Path("export") / "planner.ckpt"
 """Within a run folder: the evaluated weights in the official layout."""
@@ -29,11 +32,11 @@ class Imitation:
     Args:
       planner: Network, diffusion process and sampler.
       splits: Training and evaluated scenes.
+      context: Makes the context tokens.
       trainer: The training loop.
       evaluation: Metrics, baselines, report.
       batch_size: Rows of a global batch.
       seed: Of the order of samples; the trainer has its own for weights and noise.
-      context: Makes the context tokens; None describes the stage but cannot run it.
       num_threads: Threads that make samples.
       num_workers: Processes that make samples; 0 makes them in this process.
       keep_samples: Whether samples stay in memory once made.
@@ -45,16 +48,17 @@ class Imitation:
         self,
         planner: DiffusionPlanner,
         splits: PlanningSplits,
+        context: ContextSource,
         trainer: Trainer,
         evaluation: OpenLoop,
         *,
         batch_size: int = 16,
         seed: int = 0,
-        context: ContextSource | None = None,
         num_threads: int = 1,
         num_workers: int = 0,
         keep_samples: bool = True,
     ) -> None:
+        require_fit(context, planner)
         self._planner = planner
         self._splits = splits
         self._trainer = trainer
@@ -68,7 +72,6 @@ class Imitation:
 
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Trains from scratch, or from the parent's weights, then evaluates and exports the final weights."""
-        context = require_context(self._context, self._planner)
         initial = None if parent is None else load_planner_weights(self._planner, parent)
         train = self._splits.open_train()
         evaluated = self._splits.open_evaluate()
@@ -76,7 +79,7 @@ class Imitation:
         logging.info("Training on %d scenes of %s", len(train), train.name)
 
         stream = BatchStream(
-            PlannerSamples(train, context, keep=self._keep_samples),
+            PlannerSamples(train, self._context, keep=self._keep_samples),
             batch_size=self._batch_size,
             seed=self._seed,
             num_threads=self._num_threads,
@@ -84,10 +87,28 @@ class Imitation:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        evaluate = self._evaluation.periodic(self._planner, context, evaluated)
+        evaluate = self._evaluation.periodic(self._planner, self._context, evaluated)
         state = self._trainer.fit(self._planner, stream, folder.path, evaluate=evaluate, init_params=initial)
         stream.close()
 
         save_official(folder.path / EXPORT_FILE, state.weights, self._planner)
-        agent = self._evaluation.agent(self._planner, state.weights, context)
+        agent = self._evaluation.agent(self._planner, state.weights, self._context)
         return headline(self._evaluation.final(folder.path, [agent], evaluated))
+
+    def describe(self) -> Description:
+        """Splits, weights, and the memory of one training step, as the compiler for this device reports it."""
+        rows = self._batch_size
+        shapes = {
+            "context": ((rows, self._context.num_tokens, self._context.width), jnp.float32),
+            "context_mask": ((rows, self._context.num_tokens), jnp.bool_),
+            "history_trajectory": ((rows, HISTORY_FRAMES, 3), jnp.float32),
+            "status_feature": ((rows, 8), jnp.float32),
+            "trajectory": ((rows, FUTURE_FRAMES, 3), jnp.float32),
+            "index": ((rows,), jnp.int32),
+        }
+        batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        return Description(
+            data=self._splits.describe(),
+            parameters=describe_parameters(self._planner),
+            memory_bytes=training_memory(self._trainer, self._planner, batch),
+        )

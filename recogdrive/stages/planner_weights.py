@@ -34,17 +34,14 @@ def load_planner_weights(planner: DiffusionPlanner, parent: Path) -> Params:
         raise ConfigurationError(f"Cannot start from PARENT={str(parent)!r}: {error}") from error
 
 
-def require_context(context: ContextSource | None, planner: DiffusionPlanner) -> ContextSource:
-    """The context source, once it is known to fit the planner.
+def require_fit(context: ContextSource, planner: DiffusionPlanner) -> None:
+    """Checks that the planner reads tokens as wide as the context source makes them.
 
     Raises:
-      ConfigurationError: There is none, or its tokens have another width than the planner reads.
+      ConfigurationError: It does not.
     """
-    if context is None:
-        raise ConfigurationError("No context source is bound; include a file of gin/context/.")
     if context.width != planner.context_width:
         raise ConfigurationError(
             f"{type(context).__name__} makes tokens of width {context.width}, the planner reads "
             f"{planner.context_width}; set CONTEXT_WIDTH={context.width}."
         )
-    return context
