@@ -91,6 +91,8 @@ _MOTION_AT = slice(_FLAGS_AT.stop, _FLAGS_AT.stop + 5)
 _KIND_AT = slice(_MOTION_AT.stop, _MOTION_AT.stop + len(TokenKind))
 _PLACE_AT = slice(_KIND_AT.stop, _KIND_AT.stop + _FOURIER)
 TOKEN_WIDTH = _PLACE_AT.stop
+_NO_FLAGS = (0.0,) * 5
+_NO_MOTION = (0.0,) * 5
 
 
 @gin.register
@@ -142,34 +144,40 @@ class SceneTokens:
         tokens = np.zeros((self.num_tokens, self.width), dtype=np.float32)
         mask = np.zeros(self.num_tokens, dtype=bool)
         groups = [
-            (0, self.num_map_tokens, list(self._map_tokens(scene))),
-            (self.num_map_tokens, self.num_agent_tokens, list(self._agent_tokens(scene))),
+            (0, self.num_map_tokens, self._map_things(scene)),
+            (self.num_map_tokens, self.num_agent_tokens, self._agent_things(scene)),
         ]
-        for start, limit, found in groups:
-            near = sorted((item for item in found if item[0] <= self.radius_m), key=lambda item: item[0])[:limit]
-            if near:
-                tokens[start : start + len(near)] = np.stack([token for _, token in near])
-                mask[start : start + len(near)] = True
+        for start, limit, things in groups:
+            if not things:
+                continue
+            distance = np.array([thing.distance_m for thing in things])
+            nearest = [i for i in np.argsort(distance, kind="stable")[:limit] if distance[i] <= self.radius_m]
+            if nearest:
+                tokens[start : start + len(nearest)] = _lay_out([things[i] for i in nearest])
+                mask[start : start + len(nearest)] = True
         return Context(tokens=tokens, mask=mask)
 
-    def _map_tokens(self, scene: Scene) -> Iterator[tuple[float, np.ndarray]]:
-        """Yields (distance to the ego, token) for pieces of lanes and for areas."""
+    def _map_things(self, scene: Scene) -> list["_Thing"]:
+        """Pieces of lanes, and areas."""
         route = frozenset(scene.roadblock_ids)
+        things = []
         for element in scene.map.layer(*_KIND_OF_LAYER):
             kind = _KIND_OF_LAYER[element.layer]
             if element.centerline is not None:
                 flags = _lane_flags(element, route, scene.red_light_connectors)
                 for points in _pieces(element.centerline[:, :2], self.piece_length_m):
-                    yield _nearest(points), _token(kind, points, points[-1] - points[0], flags=flags)
+                    things.append(_Thing(kind, points, points[-1] - points[0], points.mean(axis=0), flags, _NO_MOTION))
             elif element.polygon is not None:
-                closed = np.concatenate([element.polygon, element.polygon[:1]])
-                points = _resample(closed, _POINTS + 1)[:-1]
-                yield _nearest(points), _token(kind, points, points[_POINTS // 2] - points[0])
+                points = _resample(np.concatenate([element.polygon, element.polygon[:1]]), _POINTS + 1)[:-1]
+                direction = points[_POINTS // 2] - points[0]
+                things.append(_Thing(kind, points, direction, points.mean(axis=0), _NO_FLAGS, _NO_MOTION))
+        return things
 
-    def _agent_tokens(self, scene: Scene) -> Iterator[tuple[float, np.ndarray]]:
-        """Yields (distance to the ego, token) for every object of the current frame."""
+    def _agent_things(self, scene: Scene) -> list["_Thing"]:
+        """Every object of the current frame."""
         now = scene.current_detections
         rows = [dict(zip(d.track_tokens, d.boxes, strict=True)) for d in scene.detections[:HISTORY_FRAMES]]
+        things = []
         for box, agent_class, velocity, track in zip(
             now.boxes, now.classes, now.velocity, now.track_tokens, strict=True
         ):
@@ -177,66 +185,68 @@ class SceneTokens:
             # A track that was not there yet stands at the first place it was seen.
             past = [frame[track][[Box.X, Box.Y]] if track in frame else None for frame in rows]
             first = next(p for p in past if p is not None)
-            points = np.stack(
-                [first if p is None else p for p in past] + [position + velocity * t for t in _EXTRAPOLATION_S]
+            ahead = [position + velocity * t for t in _EXTRAPOLATION_S]
+            motion = (*velocity / _SPEED_SCALE_MPS, np.hypot(*velocity) / _SPEED_SCALE_MPS)
+            size = (box[Box.LENGTH] / _SIZE_SCALE_M, box[Box.WIDTH] / _SIZE_SCALE_M)
+            things.append(
+                _Thing(
+                    kind=_KIND_OF_CLASS.get(AgentClass(int(agent_class)), TokenKind.STATIC),
+                    points=np.array([first if p is None else p for p in past] + ahead),
+                    direction=np.array([np.cos(box[Box.HEADING]), np.sin(box[Box.HEADING])]),
+                    place=position,
+                    flags=_NO_FLAGS,
+                    motion=(*motion, *size),
+                    distance_m=float(np.hypot(*position)),
+                )
             )
-            heading = box[Box.HEADING]
-            motion = np.array(
-                [
-                    *(velocity / _SPEED_SCALE_MPS),
-                    np.linalg.norm(velocity) / _SPEED_SCALE_MPS,
-                    box[Box.LENGTH] / _SIZE_SCALE_M,
-                    box[Box.WIDTH] / _SIZE_SCALE_M,
-                ]
-            )
-            kind = _KIND_OF_CLASS.get(AgentClass(int(agent_class)), TokenKind.STATIC)
-            direction = np.array([np.cos(heading), np.sin(heading)])
-            yield float(np.linalg.norm(position)), _token(kind, points, direction, motion=motion, place=position)
+        return things
 
 
-def _lane_flags(element: MapElement, route: frozenset[str], red: frozenset[str]) -> np.ndarray:
+@dataclass
+class _Thing:
+    """What becomes one token; the direction need not have unit length."""
+
+    kind: TokenKind
+    points: Float[np.ndarray, "6 2"]
+    direction: Float[np.ndarray, "2"]
+    place: Float[np.ndarray, "2"]
+    flags: tuple[float, ...]
+    motion: tuple[float, ...]
+    distance_m: float = np.nan
+
+    def __post_init__(self) -> None:
+        if np.isnan(self.distance_m):
+            self.distance_m = float(np.sqrt((self.points**2).sum(axis=1).min()))
+
+
+def _lay_out(things: list[_Thing]) -> Float[np.ndarray, "n V"]:
+    """Writes things into tokens, one a row."""
+    tokens = np.zeros((len(things), TOKEN_WIDTH))
+    rows = np.arange(len(things))
+    tokens[:, _POINTS_AT] = np.array([t.points for t in things]).reshape(len(things), -1) / _POSITION_SCALE_M
+    direction = np.array([t.direction for t in things])
+    norm = np.linalg.norm(direction, axis=1, keepdims=True)
+    tokens[:, _DIRECTION_AT] = np.divide(direction, norm, out=np.zeros_like(direction), where=norm > 0)
+    tokens[:, _FLAGS_AT] = [t.flags for t in things]
+    tokens[:, _MOTION_AT] = [t.motion for t in things]
+    tokens[rows, _KIND_AT.start + np.array([t.kind for t in things])] = 1.0
+    phase = np.array([t.place for t in things])[:, None, :] * (2 * np.pi / np.array(_WAVELENGTHS_M))[:, None]
+    phase = phase.reshape(len(things), -1)  # (n, wavelength * coordinate)
+    tokens[:, _PLACE_AT] = np.concatenate([np.sin(phase), np.cos(phase)], axis=1)
+    return tokens
+
+
+def _lane_flags(element: MapElement, route: frozenset[str], red: frozenset[str]) -> tuple[float, ...]:
     """Speed limit, has a limit, on the route, red light, governed by a light."""
     limit = element.speed_limit_mps
     is_red = element.layer is MapLayer.LANE_CONNECTOR and element.id in red
-    return np.array(
-        [
-            0.0 if limit is None else limit / _SPEED_SCALE_MPS,
-            limit is not None,
-            element.roadblock_id in route,
-            is_red,
-            element.has_traffic_light or is_red,
-        ],
-        dtype=np.float64,
-    )
-
-
-def _token(
-    kind: TokenKind,
-    points: Float[np.ndarray, "6 2"],
-    direction: Float[np.ndarray, "2"],
-    *,
-    flags: np.ndarray | None = None,
-    motion: np.ndarray | None = None,
-    place: Float[np.ndarray, "2"] | None = None,
-) -> Float[np.ndarray, "V"]:
-    """Lays one token out; `direction` need not have unit length."""
-    token = np.zeros(TOKEN_WIDTH)
-    token[_POINTS_AT] = points.reshape(-1) / _POSITION_SCALE_M
-    norm = np.linalg.norm(direction)
-    token[_DIRECTION_AT] = direction / norm if norm > 0 else 0.0
-    if flags is not None:
-        token[_FLAGS_AT] = flags
-    if motion is not None:
-        token[_MOTION_AT] = motion
-    token[_KIND_AT.start + kind] = 1.0
-    phase = (points.mean(axis=0) if place is None else place) * (2 * np.pi / np.array(_WAVELENGTHS_M))[:, None]
-    token[_PLACE_AT] = np.concatenate([np.sin(phase), np.cos(phase)], axis=None)
-    return token
+    flags = (limit is not None, element.roadblock_id in route, is_red, element.has_traffic_light or is_red)
+    return (0.0 if limit is None else limit / _SPEED_SCALE_MPS, *map(float, flags))
 
 
 def _pieces(line: Float[np.ndarray, "L 2"], length_m: float) -> Iterator[Float[np.ndarray, "6 2"]]:
     """Cuts a polyline into equal pieces of at most `length_m` and resamples each to six points."""
-    total = float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum())
+    total = float(_arc_length(line)[-1])
     if total == 0.0:
         return
     count = max(1, int(np.ceil(total / length_m - 1e-9)))
@@ -247,11 +257,17 @@ def _pieces(line: Float[np.ndarray, "L 2"], length_m: float) -> Iterator[Float[n
 
 def _resample(line: Float[np.ndarray, "L 2"], count: int) -> Float[np.ndarray, "count 2"]:
     """Places `count` points evenly along a polyline, its ends included."""
-    steps = np.linalg.norm(np.diff(line, axis=0), axis=1)
-    along = np.concatenate([[0.0], np.cumsum(steps)])
-    at = np.linspace(0.0, along[-1], count)
-    return np.stack([np.interp(at, along, line[:, 0]), np.interp(at, along, line[:, 1])], axis=1)
+    along = _arc_length(line)
+    at = np.arange(count) * (along[-1] / (count - 1))
+    at[-1] = along[-1]
+    points = np.empty((count, 2))
+    points[:, 0], points[:, 1] = np.interp(at, along, line[:, 0]), np.interp(at, along, line[:, 1])
+    return points
 
 
-def _nearest(points: Float[np.ndarray, "n 2"]) -> float:
-    return float(np.min(np.linalg.norm(points, axis=1)))
+def _arc_length(line: Float[np.ndarray, "L 2"]) -> Float[np.ndarray, "L"]:
+    """Distance along a polyline to each of its vertices."""
+    step = line[1:] - line[:-1]
+    along = np.zeros(len(line))
+    np.cumsum(np.sqrt((step * step).sum(axis=1)), out=along[1:])
+    return along

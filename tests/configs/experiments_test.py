@@ -1,0 +1,86 @@
+"""Every experiment composes to a text that is checked in, so that a review shows what a change of configuration did.
+
+`RECOGDRIVE_UPDATE_CONFIGS=1 pytest tests/configs` writes the texts anew.
+"""
+
+import os
+from pathlib import Path
+
+import gin
+import pytest
+
+from recogdrive.composition import compose
+from recogdrive.experiment import load_registry
+from recogdrive.stages import base
+
+RESOLVED = Path(__file__).parent / "resolved"
+REGISTRY = load_registry()
+
+
+def resolved_text(name):
+    experiment = REGISTRY[name]
+    reference = experiment.reference
+    header = {
+        "experiment": experiment.name,
+        "description": experiment.description,
+        "starts from": experiment.starts_from,
+        "reference": reference and f"{reference.pdms} PDMS on {reference.split} ({reference.source})",
+        "missing": experiment.missing,
+    }
+    lines = [f"# {key}: {value}" for key, value in header.items() if value is not None]
+    return "\n".join(lines) + "\n\n" + compose(experiment, [], []).resolved()
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_an_experiment_resolves_to_its_checked_in_text(name):
+    path = RESOLVED / f"{name}.txt"
+    text = resolved_text(name)
+    if os.environ.get("RECOGDRIVE_UPDATE_CONFIGS") == "1":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.is_file(), f"{path} is missing; write it with RECOGDRIVE_UPDATE_CONFIGS=1"
+    assert text == path.read_text()
+
+
+def test_texts_and_registry_match_both_ways():
+    assert {p.stem for p in RESOLVED.glob("*.txt")} == set(REGISTRY)
+
+
+@pytest.mark.parametrize("name", [n for n, e in REGISTRY.items() if e.missing is None])
+def test_a_runnable_experiment_builds_its_stage_and_leaves_nothing_unbound(name):
+    bindings = ["PARENT='somewhere'"] if REGISTRY[name].starts_from else []
+    compose(REGISTRY[name], [], bindings)
+    stage, parent = base.run(use=lambda stage, parent: (stage, parent))
+    assert type(stage).__name__ == ("Evaluate" if name.endswith("_eval") else "Imitation")
+    assert (parent == Path("somewhere")) == bool(bindings)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_macro_of_an_experiment_is_used_or_documented_as_a_fact(name):
+    """A macro nothing reads is a knob that turns nothing; gin itself would not say so."""
+    text = compose(REGISTRY[name], [], []).resolved()
+    facts = {"VLM"}  # Read by the stages of the VLM, and shown by the dry run of all that need its hidden states.
+    macros = {line.split(" = ")[0] for line in text.splitlines() if line.split(" = ")[0].isupper()}
+    unavailable = REGISTRY[name].missing is not None
+    unused = {m for m in macros - facts if f"%{m}" not in text}
+    assert not unused or unavailable, f"{name} defines {sorted(unused)} and uses them nowhere"
+
+
+@pytest.mark.parametrize("name", ["2b_il", "8b_il_ema", "quickstart", "mini_il"])
+def test_fragments_bind_the_references_optimiser(name):
+    compose(REGISTRY[name], [], [])
+    trainer = gin.get_configurable("Trainer")()
+    optimizer = trainer.optimizer
+    assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.95, 1e-4, 1.0)
+    assert optimizer.schedule.warmup_epochs == 3
+
+
+def test_the_large_runs_have_the_references_schedule_and_length():
+    compose(REGISTRY["2b_il"], [], [])
+    trainer = gin.get_configurable("Trainer")()
+    assert (trainer.optimizer.schedule.learning_rate, trainer.optimizer.schedule.epochs) == (1e-4, 200)
+    assert trainer.steps == round(85_109 * 200 / 512)
+    assert trainer.ema_decay is None
+    compose(REGISTRY["2b_il_ema"], [], [])
+    averaged = gin.get_configurable("Trainer")()
+    assert averaged.steps == round(85_109 * 100 / 512) and averaged.ema_decay == 0.999
