@@ -1,0 +1,167 @@
+"""The ego and its expert driver: where it is at every moment, what it is told to do, and whether it drove well."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from jaxtyping import Float
+
+from recogdrive.data.synthetic.lights import Lights
+from recogdrive.data.synthetic.paths import PathTables
+from recogdrive.data.synthetic.population import Objects
+from recogdrive.data.synthetic.traffic import STEP_S, Motion
+from recogdrive.data.types import PACIFICA, Command
+from recogdrive.geometry import box_corners, points_to_frame
+
+LOOKAHEAD_M = 20.0
+SHIFT_M = 2.0
+"""Lateral shift of the centre line from which a command is left or right. Source: OpenScene's driving command."""
+OFFSET_DECAY_M = 18.0
+"""An ego beside its lane's centre comes back by a factor e over this distance."""
+CLEARANCE_M = 0.15
+"""Nothing may come closer to the ego than this."""
+TRAFFIC_CLEARANCE_M = 0.02
+HARDEST_BRAKING_MPS2 = 3.8
+"""A drive with harder braking is not an expert's."""
+
+
+@dataclass(frozen=True)
+class EgoDrive:
+    """The ego at T times, `STEP_S` apart.
+
+    Attributes:
+      poses: (T, 3) of the rear axle in the layout's frame, headings not wrapped.
+      velocity: (T, 2) m/s in the ego frame of each time; the rear axle does not slip, so the second entry is 0.
+      acceleration: (T, 2) m/s^2, likewise; the second entry is the centripetal one.
+      s_m: (T,) arc length of the rear axle's projection on its route.
+    """
+
+    poses: Float[np.ndarray, "T 3"]
+    velocity: Float[np.ndarray, "T 2"]
+    acceleration: Float[np.ndarray, "T 2"]
+    s_m: Float[np.ndarray, "T"]
+
+
+def ego_drive(tables: PathTables, path: int, motion: Motion, vehicle: int, offset_m: float) -> EgoDrive:
+    """Places a simulated vehicle's rear axle on the plane, at first `offset_m` to the left of its route."""
+    s, v, a = motion.s_m[:, vehicle], motion.speed_mps[:, vehicle], motion.acceleration_mps2[:, vehicle]
+    center = tables.at(tables.poses, np.array(path), s)
+    curvature = tables.at(tables.curvature, np.array(path), s)
+    beside = offset_m * np.exp(-(s - s[0]) / OFFSET_DECAY_M)
+    slope = -beside / OFFSET_DECAY_M
+    stretch = np.hypot(1 - curvature * beside, slope)
+    poses = center + np.stack([-np.sin(center[:, 2]), np.cos(center[:, 2]), np.zeros(len(s))], -1) * beside[:, None]
+    poses[:, 2] += np.arctan2(slope, 1 - curvature * beside)
+    speed = v * stretch
+    yaw_rate = np.gradient(poses[:, 2], STEP_S)
+    # The simulation holds acceleration over a step; at its ends it is the mean of the two steps.
+    along = np.append((a[:-1] + a[1:]) / 2, a[-1]) * stretch
+    still = np.zeros(len(s))
+    return EgoDrive(poses, np.stack([speed, still], -1), np.stack([along, speed * yaw_rate], -1), s)
+
+
+def driving_command(centerline: Float[np.ndarray, "L 3"], position: Float[np.ndarray, "2"]) -> Command:
+    """OpenScene's command: where the centre line has gone `LOOKAHEAD_M` ahead of the ego's projection on it.
+
+    Args:
+      centerline: Vertices of the route's centre line with headings; a line that ends sooner counts up to its end.
+      position: Rear axle, in the same frame.
+
+    Returns LEFT if the line is there at least `SHIFT_M` to the left, in the frame of the line at the projection, RIGHT
+    if as far to the right, else STRAIGHT. Source: OpenScene DriveEngine, `driving_command`.
+    """
+    start, step = centerline[:-1, :2], np.diff(centerline[:, :2], axis=0)
+    length = np.hypot(step[:, 0], step[:, 1])
+    share = ((position - start) * step).sum(-1) / np.maximum(length, 1e-9) ** 2
+    share = np.clip(share, 0.0, 1.0)
+    nearest = start + share[:, None] * step
+    k = int(np.argmin(((position - nearest) ** 2).sum(-1)))
+    along = np.concatenate([[0.0], np.cumsum(length)])
+    target_s = along[k] + share[k] * length[k] + LOOKAHEAD_M
+    target = np.array([np.interp(target_s, along, centerline[:, axis]) for axis in range(2)])
+    shift = points_to_frame(target, np.append(nearest[k], np.arctan2(step[k, 1], step[k, 0])))[1]
+    if shift >= SHIFT_M:
+        return Command.LEFT
+    return Command.RIGHT if shift <= -SHIFT_M else Command.STRAIGHT
+
+
+def ego_corners(poses: Float[np.ndarray, "T 3"], margin_m: float = 0.0) -> Float[np.ndarray, "T 4 2"]:
+    """Corners of the ego's footprint, grown by a margin on all sides, from poses of its rear axle."""
+    ahead = PACIFICA.rear_axle_to_center_m * np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], -1)
+    center = np.concatenate([poses[:, :2] + ahead, poses[:, 2:]], axis=-1)
+    size = np.array([PACIFICA.length_m, PACIFICA.width_m]) + 2 * margin_m
+    return box_corners(center, np.full(len(poses), size[0]), np.full(len(poses), size[1]))
+
+
+def boxes_overlap(first: Float[np.ndarray, "*n 4 2"], second: Float[np.ndarray, "*n 4 2"]) -> np.ndarray:
+    """Whether rectangles given by their corners in order overlap, pair by pair (separating axes)."""
+    apart = np.zeros(first.shape[:-2], dtype=bool)
+    for box in (first, second):
+        for k in range(2):
+            axis = box[..., k + 1, :] - box[..., k, :]
+            a, b = ((corners * axis[..., None, :]).sum(-1) for corners in (first, second))
+            apart |= (a.max(-1) < b.min(-1)) | (b.max(-1) < a.min(-1))
+    return ~apart
+
+
+def flaw(
+    drive: EgoDrive,
+    objects: Objects,
+    vehicles: int,
+    lights: Lights,
+    stop_lines: list[tuple[str, float]],
+    drivable: np.ndarray,
+    end_m: float,
+) -> str | None:
+    """Why a drive cannot stand as an expert's, or None.
+
+    Args:
+      drive: The ego, over the recorded times.
+      objects: Everything else, over the same times; moving vehicles first.
+      vehicles: How many of them are moving vehicles: these may touch nothing either.
+      lights: Over the same times.
+      stop_lines: Connector and arc length of the lights on the ego's route.
+      drivable: Prepared shapely polygons one may drive on.
+      end_m: Arc length where the route ends.
+    """
+    if drive.s_m[-1] > end_m - 30.0:
+        return "the route ends too early"
+    if drive.acceleration[:, 0].min() < -HARDEST_BRAKING_MPS2:
+        return "braking too hard"
+    front = PACIFICA.length_m / 2 + PACIFICA.rear_axle_to_center_m + drive.s_m
+    for connector, at_m in stop_lines:
+        crossed = (front[:-1] < at_m) & (front[1:] >= at_m)
+        if (crossed & lights.is_red(connector)[:-1]).any():
+            return "crossing a red light"
+    if _touches(drive, objects):
+        return "collision"
+    if _traffic_collides(objects, vehicles):
+        return "collision of other vehicles"
+    corners = ego_corners(drive.poses[::2]).reshape(-1, 2)
+    if not shapely.contains_xy(drivable[:, None], corners[None, :, 0], corners[None, :, 1]).any(axis=0).all():
+        return "off the drivable area"
+    return None
+
+
+def _touches(drive: EgoDrive, objects: Objects) -> bool:
+    """Whether the ego comes closer to anything than `CLEARANCE_M`."""
+    ahead = PACIFICA.rear_axle_to_center_m * np.stack([np.cos(drive.poses[:, 2]), np.sin(drive.poses[:, 2])], -1)
+    distance = np.linalg.norm(objects.poses[..., :2] - (drive.poses[:, :2] + ahead)[:, None], axis=-1)
+    reach = (np.hypot(*objects.size_m[:, :2].T) + np.hypot(PACIFICA.length_m, PACIFICA.width_m)) / 2 + 2 * CLEARANCE_M
+    t, a = np.nonzero((distance < reach) & objects.present)
+    other = box_corners(objects.poses[t, a], objects.size_m[a, 0], objects.size_m[a, 1])
+    return bool(boxes_overlap(ego_corners(drive.poses, CLEARANCE_M)[t], other).any())
+
+
+def _traffic_collides(objects: Objects, vehicles: int) -> bool:
+    """Whether any moving vehicle overlaps another object, looked at every half second."""
+    poses, present = objects.poses[::5], objects.present[::5]
+    xy = poses[..., :2]
+    distance = np.linalg.norm(xy[:, :vehicles, None] - xy[:, None], axis=-1)
+    radius = np.hypot(*objects.size_m[:, :2].T) / 2
+    near = (distance < radius[:vehicles, None] + radius) & present[:, :vehicles, None] & present[:, None]
+    near &= np.arange(vehicles)[:, None] < np.arange(len(radius))
+    t, a, b = np.nonzero(near)
+    size = objects.size_m + 2 * TRAFFIC_CLEARANCE_M
+    first, second = (box_corners(poses[t, k], size[k, 0], size[k, 1]) for k in (a, b))
+    return bool(boxes_overlap(first, second).any())
