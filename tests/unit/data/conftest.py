@@ -1,9 +1,12 @@
-"""Writes small map folders in nuPlan's form."""
+"""Writes small map folders and logs in the form of nuPlan and NAVSIM."""
 
 import json
+import math
+import pickle
 import sqlite3
 import struct
 
+import numpy as np
 import pyproj
 import pytest
 import shapely
@@ -75,5 +78,62 @@ def write_city(tmp_path):
         connection.commit()
         connection.close()
         return root
+
+    return write
+
+
+CAMERAS = ("CAM_F0", "CAM_L0", "CAM_L1", "CAM_L2", "CAM_R0", "CAM_R1", "CAM_R2", "CAM_B0")
+
+
+def frame(log_name, index, **changes):
+    """Frame `index` of a log that drives at 10 m/s along a global heading of 90 degrees, past one parked car.
+
+    The car stands 30 m ahead of and 2 m to the left of where the log starts, and faces the ego's way.
+    """
+    made = {
+        "token": f"{log_name[-4:]}{index:012x}",
+        "timestamp": 1_000_000 + 500_000 * index,
+        "log_name": log_name,
+        "map_location": CITY,
+        "roadblock_ids": ["1", "5"],
+        "ego2global_translation": np.array([ORIGIN[0], ORIGIN[1] + 5.0 * index, 3.0]),
+        "ego2global_rotation": np.array([math.sqrt(0.5), 0, 0, math.sqrt(0.5)]),
+        "ego_dynamic_state": [10.0, 0.0, 0.5, -0.25],
+        "traffic_lights": [(7, True), (8, False)],
+        "driving_command": np.array([0, 1, 0, 0]),
+        "cams": {name: {"data_path": f"{log_name}/{name}/{index:016x}.jpg"} for name in CAMERAS},
+        "anns": {
+            "gt_boxes": np.array([[30.0 - 5.0 * index, 2.0, 0.9, 4.5, 1.9, 1.6, 0.0]]),
+            "gt_names": np.array(["vehicle"]),
+            "gt_velocity_3d": np.array([[1.0, 0.0, 0.0]]),
+            "instance_tokens": [f"i{index}"],
+            "track_tokens": ["parked"],
+        },
+    }
+    return {**made, **changes}
+
+
+@pytest.fixture
+def make_frames():
+    """Function: log name, number of frames, changes by frame index -> frames of a log."""
+
+    def make(log_name="log-a000", count=14, changes=None):
+        return [frame(log_name, index, **(changes or {}).get(index, {})) for index in range(count)]
+
+    return make
+
+
+@pytest.fixture
+def write_data(tmp_path, write_city):
+    """Function: log name -> frames (or bytes of the file) to a data root with a map of the city."""
+
+    def write(logs, split="mini"):
+        write_city({})
+        folder = tmp_path / "navsim_logs" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, frames in logs.items():
+            content = frames if isinstance(frames, bytes) else pickle.dumps(frames, protocol=4)
+            (folder / f"{name}.pkl").write_bytes(content)
+        return tmp_path
 
     return write

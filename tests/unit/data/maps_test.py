@@ -25,7 +25,7 @@ def road(navsim_mini):
 
 
 def on_road(x_m, y_m, heading_rad):
-    return np.array([*ROAD, 0.0]) + [x_m, y_m, heading_rad]
+    return np.array([ROAD[0] + x_m, ROAD[1] + y_m, heading_rad])
 
 
 def straight(y_m, start_m=0.0, end_m=40.0):
