@@ -212,13 +212,14 @@ class DDPM(_Gaussian):
 
     def transitions(self, denoising_steps: int) -> dict[str, np.ndarray]:
         """See base class. A number of steps that does not divide 100 gives more than K."""
-        return self._at(schedule.ddpm_sampling_times(denoising_steps))
+        return self.at(schedule.ddpm_sampling_times(denoising_steps))
 
     def log_prob_transitions(self, denoising_steps: int) -> dict[str, np.ndarray]:
         """See base class: times K-1 ... 0."""
-        return self._at(np.arange(self.num_steps(denoising_steps))[::-1])
+        return self.at(np.arange(self.num_steps(denoising_steps))[::-1])
 
-    def _at(self, times: Int[np.ndarray, "K"]) -> dict[str, np.ndarray]:
+    def at(self, times: Int[np.ndarray, "K"]) -> dict[str, np.ndarray]:
+        """Constants of the one-step posterior at the given times."""
         constants = schedule.ddpm_constants()
         names = ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "mu_coef1", "mu_coef2", "logvar_clipped")
         return {"t": times} | {name: constants[f"ddpm_{name}"][times] for name in names}

@@ -35,7 +35,8 @@ def ddpm_constants() -> dict[str, Float[np.ndarray, "N"]]:
     one = np.float32(1)
     betas = cosine_betas()
     alphas = one - betas
-    cumprod = np.cumprod(alphas, dtype=np.float32)
+    # torch accumulates the running product in float64 and rounds each entry.
+    cumprod = np.cumprod(alphas, dtype=np.float64).astype(np.float32)
     previous = np.concatenate([[one], cumprod[:-1]]).astype(np.float32)
     variance = betas * (one - previous) / (one - cumprod)
     return {
