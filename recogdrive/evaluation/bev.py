@@ -40,7 +40,7 @@ CLASS_COLORS = {
 }
 EGO_COLOR = "#DE7061"
 HUMAN = "human"
-TRAJECTORY_COLORS = {HUMAN: "#59a14f", "planner": EGO_COLOR, "constant_velocity": "#4e5bb5"}
+TRAJECTORY_COLORS = {HUMAN: "#59a14f", "planner": EGO_COLOR, "constant_velocity": "#5566cc"}
 FURTHER_COLORS = (EGO_COLOR, "#8e44ad", "#00798c", "#a0522d", "#b8860b")
 
 HALF_SIDE_M = 32.0
@@ -154,11 +154,12 @@ def scene_figure(
     *,
     size_in: float = 5.0,
     dpi: int = 100,
+    view: View | None = None,
     title: str | None = None,
 ) -> Figure:
-    """One scene as a square figure of its own."""
-    figure = _figure((size_in, size_in + 0.4), dpi)
-    draw_scene(figure.add_subplot(), scene, trajectories, title=title)
+    """One scene as a figure of its own, square below its title; an empty `title` leaves none."""
+    figure = _figure((size_in, size_in + (0.0 if title == "" else 0.4)), dpi)
+    draw_scene(figure.add_subplot(), scene, trajectories, view=view, title=title)
     return figure
 
 

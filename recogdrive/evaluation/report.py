@@ -1,0 +1,319 @@
+"""The report of a run: one HTML page that needs neither network nor server."""
+
+import base64
+import datetime
+import importlib.resources
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from recogdrive.data.types import Scene
+from recogdrive.evaluation.bev import HUMAN, figure_png, scene_figure, view_of
+from recogdrive.evaluation.charts import distribution_charts, read_training_curves, training_charts
+from recogdrive.evaluation.open_loop import EvaluatedSplit, OpenLoopEvaluation, OpenLoopRow, summarise
+from recogdrive.evaluation.tables import CSV_FILE, PARQUET_FILE, SUMMARY_FILE, replace_file
+
+REPORT_FILE = Path("report") / "index.html"
+BASELINES = (HUMAN, "constant_velocity")
+_MAX_LISTED = 15
+"""Rows of a table of the page; the files next to it hold all."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the summary table: metric of the summary, heading, and how a value reads."""
+
+    metric: str
+    heading: str
+    spec: str
+    interval: bool = False
+
+
+_COLUMNS = (
+    _Column("ade", "ADE (m)", ".3f", interval=True),
+    _Column("fde", "FDE at 4 s (m)", ".3f", interval=True),
+    _Column("miss_rate", "misses, FDE over 2 m", ".1%"),
+    _Column("heading_error", "heading error (rad)", ".4f"),
+    _Column("final_heading_error", "heading error at 4 s (rad)", ".4f"),
+)
+
+
+def write_report(
+    run_dir: Path,
+    evaluation: OpenLoopEvaluation,
+    *,
+    subject: str | None = None,
+    worst_scenes: int = 8,
+    median_scenes: int = 4,
+    facts: Mapping[str, object] | None = None,
+) -> Path:
+    """Writes `report/index.html` into a run folder.
+
+    Args:
+      run_dir: Run folder; its `run.json`, `config.gin` and `metrics.jsonl` are shown where they exist.
+      evaluation: What to report.
+      subject: Agent whose scenes are ranked and drawn; by default the first that is no baseline.
+      worst_scenes: How many scenes with the largest FDE are drawn, for each split.
+      median_scenes: How many scenes around the median FDE are drawn, for each split.
+      facts: Further lines of the page's head.
+
+    Returns:
+      Path of the page.
+
+    Raises:
+      ValueError: `subject` was not evaluated.
+    """
+    agents = evaluation.agents
+    if subject is None:
+        subject = next((agent for agent in agents if agent not in BASELINES), agents[0])
+    if subject not in agents:
+        raise ValueError(f"Agent {subject!r} was not evaluated; subject can be one of {', '.join(agents)}.")
+    summary = summarise(evaluation.rows)
+    run = _read_run(run_dir)
+    curves = read_training_curves(run_dir / "metrics.jsonl")
+    invalid = [row for row in evaluation.rows if not row.valid]
+    page = _template().render(
+        experiment=str(run.get("experiment") or run_dir.resolve().name),
+        description=str(run.get("description") or ""),
+        facts=_facts(run, run_dir) | {k: str(v) for k, v in (facts or {}).items()},
+        versions=run.get("versions") if isinstance(run.get("versions"), dict) else {},
+        subject=subject,
+        human=HUMAN,
+        headings=[column.heading for column in _COLUMNS],
+        splits=[
+            _split_context(evaluation, split, summary, subject, worst_scenes, median_scenes)
+            for split in evaluation.splits
+        ],
+        training_charts=[Markup(chart) for chart in training_charts(curves)],
+        unreadable_lines=curves.unreadable_lines,
+        invalid=invalid[:_MAX_LISTED],
+        invalid_count=len(invalid),
+        files=[name for name in (CSV_FILE, PARQUET_FILE, SUMMARY_FILE, "run.json", "config.gin", "metrics.jsonl")
+               if (run_dir / name).exists()],
+        commands=_commands(run_dir, run),
+    )  # fmt: skip
+    path = run_dir / REPORT_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return path
+
+
+def worst_rows(rows: Sequence[OpenLoopRow], count: int) -> list[OpenLoopRow]:
+    """The valid rows with the largest FDE, largest first."""
+    return sorted((row for row in rows if row.valid), key=lambda row: row.fde, reverse=True)[:count]
+
+
+def median_rows(rows: Sequence[OpenLoopRow], count: int) -> list[OpenLoopRow]:
+    """The valid rows around the median FDE, largest first."""
+    ranked = worst_rows(rows, len(rows))
+    start = max(0, (len(ranked) - count) // 2)
+    return ranked[start : start + count]
+
+
+def _template() -> jinja2.Template:
+    """The page's template, which is stored beside this file."""
+    text = (importlib.resources.files("recogdrive.evaluation") / "report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(text)
+
+
+def _read_run(run_dir: Path) -> dict[str, Any]:
+    """Contents of `run.json`, empty where there is none."""
+    path = run_dir / "run.json"
+    if not path.exists():
+        return {}
+    run = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(run, dict):
+        raise ValueError(f"{path} holds a {type(run).__name__}, not an object; restore it or move it away.")
+    return run
+
+
+def _facts(run: Mapping[str, Any], run_dir: Path) -> dict[str, str]:
+    """Lines of the page's head: when, from what, on what."""
+    attempts = run.get("attempts") or [{}]
+    seed, config = run.get("seed"), run_dir / "config.gin"
+    if seed is None and config.exists():
+        definitions = re.findall(r"^SEED\s*=\s*(.+?)\s*(?:#.*)?$", config.read_text(encoding="utf-8"), re.MULTILINE)
+        seed = definitions[-1] if definitions else None  # the last one wins, as in gin
+    facts = {
+        "report written": datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes"),
+        "run started": attempts[0].get("started"),
+        "attempts": len(attempts) if len(attempts) > 1 else None,
+        "commit": run.get("commit"),
+        "device": _device(run.get("device")),
+        "starts from": run.get("starts_from"),
+        "parent": run.get("parent"),
+        "seed": seed,
+        "folder": run_dir.resolve(),
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+def _device(device: object) -> str | None:
+    """A device record in words."""
+    if not isinstance(device, Mapping):
+        return None if device is None else str(device)
+    named = f"{device['count']} × {device['kind']}" if {"count", "kind"} <= set(device) else ""
+    rest = [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in device.items()
+        if not named or name not in ("count", "kind")
+    ]
+    return ", ".join(filter(None, [named, *rest]))
+
+
+def _commands(run_dir: Path, run: Mapping[str, Any]) -> dict[str, str]:
+    """What to type next."""
+    folder = run_dir.resolve()
+    experiment = run.get("experiment")
+    parts = ["python", "-m", "recogdrive.main"]
+    if experiment and experiment != "custom":
+        parts.append(f"--experiment={experiment}")
+    if (run_dir / "config.gin").exists():
+        parts.append(f"--gin_file={folder / 'config.gin'}")
+    parts.append(f"--workdir={folder}")
+    return {
+        "Training curves and pictures in TensorBoard": shlex.join(["tensorboard", "--logdir", str(folder)]),
+        "Evaluate again (a finished run goes straight to its evaluation)": shlex.join(parts),
+    }
+
+
+def _split_context(
+    evaluation: OpenLoopEvaluation,
+    split: EvaluatedSplit,
+    summary: Mapping[str, Mapping[str, float]],
+    subject: str,
+    worst_scenes: int,
+    median_scenes: int,
+) -> dict[str, Any]:
+    """Everything the page shows of one split."""
+    by_agent = {agent: evaluation.rows_of(split.name, agent) for agent in evaluation.agents}
+    rows = by_agent[subject]
+    scene_numbers = {id(row): i for i, row in enumerate(rows)}
+    worst = worst_rows(rows, worst_scenes)
+    drawn = {row.token for row in worst}
+    median = [row for row in median_rows(rows, median_scenes) if row.token not in drawn]
+
+    def cards(chosen: Sequence[OpenLoopRow]) -> list[dict[str, Any]]:
+        numbers = [scene_numbers[id(row)] for row in chosen]
+        return [_card(split, i, split.scenes[i], [by_agent[agent][i] for agent in by_agent]) for i in numbers]
+
+    fde = {a: np.array([r.fde for r in agent_rows if r.valid]) for a, agent_rows in by_agent.items() if a != HUMAN}
+    return {
+        "name": split.name,
+        "logs": len({row.log_name for row in rows}),
+        "scenes": len(rows),
+        "table": _summary_table(summary, split.name),
+        "comparison": _comparison(summary, split.name, subject),
+        "charts": [Markup(chart) for chart in distribution_charts(fde)],
+        "breakdowns": [b for b in (_breakdown(by_agent, key) for key in ("layout", "log_name", "command")) if b],
+        "worst": cards(worst),
+        "median": cards(median),
+    }
+
+
+def _summary_table(summary: Mapping[str, Mapping[str, float]], split: str) -> list[dict[str, Any]]:
+    """Rows of a split's summary; the best of the agents that drove themselves and on all scenes are marked."""
+    best = {}
+    for column in _COLUMNS:
+        rivals = [
+            metrics[f"{split}/{column.metric}"]
+            for agent, metrics in summary.items()
+            if agent != HUMAN and not metrics[f"{split}/partial"]
+        ]
+        best[column.metric] = min(rivals) if len(rivals) > 1 else None
+    table = []
+    for agent, metrics in summary.items():
+        partial = bool(metrics[f"{split}/partial"])
+        cells = []
+        for column in _COLUMNS:
+            value = metrics[f"{split}/{column.metric}"]
+            interval = None
+            if column.interval and math.isfinite(value):
+                ends = (metrics[f"{split}/{column.metric}_ci95_{end}"] for end in ("low", "high"))
+                interval = " – ".join(format(end, column.spec) for end in ends)
+            cells.append(
+                {
+                    "heading": column.heading,
+                    "text": format(value, column.spec) if math.isfinite(value) else "none",
+                    "interval": interval,
+                    "best": agent != HUMAN and not partial and value == best[column.metric],
+                }
+            )
+        invalid, scenes = metrics[f"{split}/invalid_scenes"], metrics[f"{split}/scenes"]
+        table.append({"agent": agent, "cells": cells, "partial": partial, "invalid": invalid, "scenes": scenes})
+    return table
+
+
+def _comparison(summary: Mapping[str, Mapping[str, float]], split: str, subject: str) -> str:
+    """The subject's FDE against constant velocity's, in words."""
+    rival = "constant_velocity"
+    if subject == rival or rival not in summary:
+        return ""
+    ours, theirs = summary[subject][f"{split}/fde"], summary[rival][f"{split}/fde"]
+    if not (math.isfinite(ours) and math.isfinite(theirs) and theirs > 0):
+        return ""
+    change = 1 - ours / theirs
+    return f"{abs(change):.0%} {'below' if change >= 0 else 'above'} that of {rival} ({ours:.3f} m to {theirs:.3f} m)"
+
+
+def _breakdown(by_agent: Mapping[str, Sequence[OpenLoopRow]], key: str) -> dict[str, Any] | None:
+    """Mean FDE by a property of the scenes, worst group of the first agent first; None where all scenes share it."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    counts: dict[str, int] = {}
+    for number, (agent, rows) in enumerate(by_agent.items()):
+        for row in rows:
+            name = getattr(row, key)
+            counts[name] = counts.get(name, 0) + (number == 0)
+            values = groups.setdefault(name, {a: [] for a in by_agent})[agent]
+            if row.valid:
+                values.append(row.fde)
+    if len(groups) < 2:
+        return None
+    means = {
+        name: {agent: float(np.mean(values)) if values else math.nan for agent, values in group.items()}
+        for name, group in groups.items()
+    }
+    first = next(iter(by_agent))
+    order = sorted(means, key=lambda name: -math.inf if math.isnan(means[name][first]) else -means[name][first])
+    agents = [agent for agent in by_agent if agent != HUMAN]
+    return {
+        "title": {"layout": "layout", "log_name": "log", "command": "driving command"}[key],
+        "agents": agents,
+        "groups": [
+            {
+                "name": name or "none",
+                "scenes": counts[name],
+                "values": ["none" if math.isnan(means[name][a]) else f"{means[name][a]:.3f}" for a in agents],
+            }
+            for name in order[:_MAX_LISTED]
+        ],
+        "left_out": max(0, len(order) - _MAX_LISTED),
+    }
+
+
+def _card(split: EvaluatedSplit, number: int, scene: Scene, rows: Sequence[OpenLoopRow]) -> dict[str, Any]:
+    """A drawn scene with its numbers."""
+    order = sorted(split.predictions, key=lambda agent: (agent != HUMAN, agent not in BASELINES))
+    trajectories = {agent: split.predictions[agent][number] for agent in order}
+    if HUMAN not in trajectories and scene.future is not None:
+        trajectories = {HUMAN: scene.future[: len(next(iter(trajectories.values())))], **trajectories}
+    # Nearer than usual: errors of a metre should be seen.
+    view = view_of(list(trajectories.values()), half_side_m=20.0)
+    picture = figure_png(scene_figure(scene, trajectories, dpi=90, title="", view=view))
+    return {
+        "row": rows[0],
+        "picture": base64.b64encode(picture).decode("ascii"),
+        "results": [row for row in rows if row.agent != HUMAN] or rows,
+    }
