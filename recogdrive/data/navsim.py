@@ -104,6 +104,8 @@ class NavsimScenes:
             _check_choice("require_cameras", camera, CAMERA_NAMES)
         if not map_radius_m > 0 or logs_in_memory < 1:
             raise ValueError(f"map_radius_m={map_radius_m} and logs_in_memory={logs_in_memory} must be positive.")
+        if log_names is not None and log_split is not None:
+            raise ValueError("NavsimScenes takes log_names or log_split, not both.")
         root = find_data_root(data_root)
         self._log_dir = find_split(root, split)
         self._sensor_root = Path(sensor_root).expanduser() if sensor_root else root / "sensor_blobs" / split
