@@ -251,7 +251,7 @@ def test_a_pickled_source_gives_the_same_scenes_and_carries_no_logs(real):
 
 def test_threads_get_the_same_scenes_whatever_the_order(navsim_mini, real):
     fresh = NavsimScenes(str(navsim_mini), scene_filter="splits/mini_all.yaml", logs_in_memory=1)
-    order = [(7 * i) % 35 for i in range(0, 20)]
+    order = [(7 * i) % 35 for i in range(20)]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for index, scene in zip(order, pool.map(fresh.__getitem__, order), strict=True):
             same(scene, real[index])
