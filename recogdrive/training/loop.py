@@ -184,15 +184,7 @@ class _Run:
         self.checkpoints = checkpoints
         self.workdir = workdir
         self.evaluate = evaluate
-        self.transformation, learning_rate = trainer.optimizer.build(stream.batch_size, stream.samples_per_epoch)
-        self.train_step = make_train_step(
-            objective,
-            self.transformation,
-            learning_rate,
-            sharding,
-            accumulation_steps=trainer.accumulation_steps,
-            ema_decay=trainer.ema_decay,
-        )
+        self.transformation, self.learning_rate = trainer.optimizer.build(stream.batch_size, stream.samples_per_epoch)
         self.step = 0
         self.window = Window()
         self.best: float | None = None
@@ -210,6 +202,15 @@ class _Run:
             raise ValueError(f"the weights to start from do not fit this model:{different}")
         template = jax.eval_shape(initial, shapes)
         placement = self.sharding.state_sharding(template)
+        self.train_step = make_train_step(
+            self.objective,
+            self.transformation,
+            self.learning_rate,
+            self.sharding,
+            placement,
+            accumulation_steps=self.trainer.accumulation_steps,
+            ema_decay=self.trainer.ema_decay,
+        )
         restored = self.checkpoints.restore(
             jax.tree.map(
                 lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

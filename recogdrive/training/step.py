@@ -6,7 +6,8 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jax.sharding import Sharding
+from jaxtyping import Array, Float, Key, PyTree
 
 from recogdrive.training.optim import LearningRate, ema_update
 from recogdrive.training.sharding import DataParallel, DeviceBatch
@@ -37,6 +38,7 @@ def make_train_step(
     transformation: optax.GradientTransformation,
     learning_rate: LearningRate,
     sharding: DataParallel,
+    placement: PyTree[Sharding],
     *,
     accumulation_steps: int = 1,
     ema_decay: float | None = None,
@@ -51,7 +53,8 @@ def make_train_step(
       objective: Gives the loss; it must be a mean over the batch for accumulation to equal the full batch.
       transformation: Optimiser, clipping included.
       learning_rate: Reported as `lr`.
-      sharding: Placement of state and batch.
+      sharding: Devices, and placement of batches.
+      placement: Where every leaf of the state goes, before a step as after it.
       accumulation_steps: Microbatches a batch is split into. Microbatch i holds rows i, i + A, i + 2A, ... so that
         every device finds its rows of each microbatch among those it already has.
       ema_decay: Decay of the moving average; None where the state has none.
@@ -77,15 +80,14 @@ def make_train_step(
             micro = rows.reshape(-1, accumulation_steps, *rows.shape[1:]).swapaxes(0, 1)  # (A, B / A, ...)
             return jax.lax.with_sharding_constraint(micro, sharding.microbatch_sharding)
 
-        def add(total: tuple[Params, Metrics], step: tuple[Array, DeviceBatch]) -> tuple[tuple[Params, Metrics], None]:
-            index, microbatch = step
-            return jax.tree.map(jnp.add, total, gradients(params, microbatch, jax.random.fold_in(key, index))), None
+        def add(total: Params, microbatch: tuple[Array, DeviceBatch]) -> tuple[Params, Metrics]:
+            index, rows = microbatch
+            grads, metrics = gradients(params, rows, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, grads), metrics
 
-        microbatches = jax.tree.map(split, batch)
-        shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda rows: rows[0], microbatches), key)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation_steps), microbatches))
-        return jax.tree.map(lambda value: value / accumulation_steps, total)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        total, metrics = jax.lax.scan(add, zeros, (jnp.arange(accumulation_steps), jax.tree.map(split, batch)))
+        return jax.tree.map(lambda grad: grad / accumulation_steps, total), jax.tree.map(jnp.mean, metrics)
 
     def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         grads, metrics = accumulated(state.params, batch, state.step_key())
@@ -95,4 +97,5 @@ def make_train_step(
         metrics = {**metrics, "grad_norm": optax.global_norm(grads), "lr": learning_rate(state.step)}
         return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    # Stated placements keep the state of one step a valid input of the next without compiling again.
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(placement, sharding.replicated))
