@@ -285,6 +285,8 @@ def _draw_trajectory(ax: Axes, name: str, trajectory: np.ndarray, order: int, vi
     path = plot_xy(np.concatenate([np.zeros((1, 2)), trajectory[:, :2]]))
     label = name if view.contains(trajectory[:, :2]) else f"{name} (leaves the view)"
     width = 3.6 if name == HUMAN else 1.8  # a plan that matches the human's leaves a green rim
+    # White below: a slow plan lies on the ego's box, which has the planner's colour.
+    ax.plot(*path.T, color="white", linewidth=width + 1.2, zorder=4 + order / 10)
     (line,) = ax.plot(*path.T, color=color, marker="o", linewidth=width, label=label, zorder=4 + order / 10)
     line.set(markersize=width + 1.4, markeredgecolor="white", markeredgewidth=0.4)
     line.set_gid(f"trajectory:{name}")
