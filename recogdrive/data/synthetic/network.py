@@ -119,6 +119,7 @@ class _Item:
     before: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
     light: bool = False
+    length_m: float | None = None
 
 
 class NetworkBuilder:
@@ -233,7 +234,10 @@ class NetworkBuilder:
 
     def length_of(self, element: str) -> float:
         """Length of a lane or connector in metres."""
-        return float(curves.arc_length(self._items[element].line)[-1])
+        item = self._items[element]
+        if item.length_m is None:
+            item.length_m = float(curves.arc_length(item.line)[-1])
+        return item.length_m
 
     def ways(self) -> list[tuple[str, ...]]:
         """Every sequence lane, connector, lane, ... from a lane without predecessor to one without successor."""

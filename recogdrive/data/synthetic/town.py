@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.random import Generator
 
 from recogdrive.data.synthetic import expert
-from recogdrive.data.synthetic.drives import FRAMES, LAYOUTS, RECORDED_FUTURE_FRAMES, Drive, draw_drive
+from recogdrive.data.synthetic.drives import FRAMES, LAYOUTS, Drive, draw_drive
 from recogdrive.data.synthetic.lights import Lights
 from recogdrive.data.synthetic.paths import GRID_M
 from recogdrive.data.types import (
@@ -189,8 +189,6 @@ def _detections(drive: Drive, now: Float[np.ndarray, "3"], radius_m: float, toke
     boxes[..., Box.LENGTH : Box.HEADING] = objects.size_m
     boxes[..., Box.HEADING] = heading
     tracks = np.array([_digest(f"{token} track {k}") for k in range(len(objects.classes))], dtype=object)
-    if len(visible) != HISTORY_FRAMES + RECORDED_FUTURE_FRAMES:
-        raise AssertionError(f"{len(visible)} recorded frames")
     return tuple(
         Detections(boxes[frame, seen], objects.classes[seen], velocity[frame, seen], tuple(tracks[seen]))
         for frame, seen in enumerate(visible)

@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, Int
 from recogdrive.data.synthetic.paths import GRID_M, PathTables
 
 STEP_S = 0.1
-EXPONENT = 4.0
 HARDEST_BRAKING_MPS2 = -6.0
 ANTICIPATION_S = 0.5
 """Drivers aim at the comfortable speed of the place they reach so much later."""
@@ -94,7 +93,8 @@ def idm_acceleration(
     a = drivers.acceleration_mps2
     closing = speed_mps * (speed_mps - leader_mps) / (2 * np.sqrt(a * drivers.braking_mps2))
     wanted_gap = drivers.min_gap_m + np.maximum(speed_mps * drivers.headway_s + closing, 0.0)
-    return a * (1 - (speed_mps / wanted_mps) ** EXPONENT - (wanted_gap / np.maximum(gap_m, 0.5)) ** 2)
+    free = np.square(np.square(speed_mps / wanted_mps))
+    return a * (1 - free - np.square(wanted_gap / np.maximum(gap_m, 0.5)))
 
 
 class _Leaders:
@@ -104,39 +104,34 @@ class _Leaders:
         paths, inverse = np.unique(fleet.path, return_inverse=True)
         zones = np.array([[tables.shared(p, q, merge_zone_m) for q in paths] for p in paths])
         offset, low, high = np.moveaxis(zones[inverse][:, inverse], -1, 0)
-        self._offset, self._low, self._high = offset, low, high
-        self._bumpers = offset - fleet.rear_m[None, :] - fleet.front_m[:, None]
-        self._rows = np.arange(len(paths[inverse]))
+        self._rows = np.arange(len(inverse))
+        self._low, self._high = low.copy(), high
+        self._low[self._rows, self._rows] = np.inf
         # Of two vehicles at the same place the one listed first leads, so that never both wait for the other.
-        self._order = 1e-6 * (self._rows[:, None] - self._rows[None, :])
+        self._offset = offset + 1e-6 * (self._rows[:, None] - self._rows[None, :])
+        self._bumpers = fleet.rear_m[None, :] + fleet.front_m[:, None]
 
     def gaps(
         self, s_m: Float[np.ndarray, "N"], speed_mps: Float[np.ndarray, "N"]
     ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
         """Bumper-to-bumper gap to the leader (inf: none) and the leader's speed."""
-        ahead = s_m[None, :] - s_m[:, None]
-        counts = (s_m > self._low) & (s_m < self._high) & (ahead + self._offset + self._order > 0)
-        self_gap = np.where(counts, ahead + self._bumpers, np.inf)
-        self_gap[self._rows, self._rows] = np.inf
-        leader = self_gap.argmin(axis=1)
-        return self_gap[self._rows, leader], speed_mps[leader]
+        ahead = s_m - s_m[:, None] + self._offset
+        ahead[(ahead <= 0) | (s_m <= self._low) | (s_m >= self._high)] = np.inf
+        leader = ahead.argmin(axis=1)
+        return ahead[self._rows, leader] - self._bumpers[self._rows, leader], speed_mps[leader]
 
 
-def _stop_gap(
-    fleet: Fleet, stops: StopSchedule, step: int, s_m: Float[np.ndarray, "N"], speed_mps: Float[np.ndarray, "N"]
-) -> Float[np.ndarray, "N"]:
-    """Distance from the front bumper to the nearest closed stop line ahead at which one can still stop."""
-    distance = stops.s_m - (s_m + fleet.front_m)[:, None]
-    stoppable = (speed_mps**2 / (2 * COMMITTED_MPS2))[:, None] < distance
-    return np.where(stops.active[step] & (distance > 0) & stoppable, distance, np.inf).min(axis=1)
+def _closed_at(fleet: Fleet, stops: StopSchedule) -> Float[np.ndarray, "T N K"]:
+    """Arc length of the reference point at which the front bumper is at each closed stop line; -inf at open ones."""
+    return np.where(stops.active, stops.s_m - fleet.front_m[:, None], -np.inf)
 
 
 def settle(tables: PathTables, fleet: Fleet, stops: StopSchedule, merge_zone_m: float) -> Float[np.ndarray, "N"]:
     """Initial speeds lowered to what the road, leaders and closed stop lines allow without hard braking."""
     leaders, drivers = _Leaders(tables, fleet, merge_zone_m), fleet.drivers
     speed = np.minimum(fleet.speed_mps, tables.at(tables.speed_mps, fleet.path, fleet.s_m))
-    distance = stops.s_m - (fleet.s_m + fleet.front_m)[:, None]
-    stop = np.where(stops.active[0] & (distance > 0), distance, np.inf).min(axis=1)
+    distance = _closed_at(fleet, stops)[0] - fleet.s_m[:, None]
+    stop = np.where(distance > 0, distance, np.inf).min(axis=1)
     speed = np.minimum(speed, np.sqrt(2 * 0.7 * drivers.braking_mps2 * np.maximum(stop - drivers.min_gap_m, 0.0)))
     for _ in range(4):  # queues of up to five vehicles settle from the front
         gap, leader_mps = leaders.gaps(fleet.s_m, speed)
@@ -152,24 +147,25 @@ def simulate(tables: PathTables, fleet: Fleet, stops: StopSchedule, merge_zone_m
     one that leads to the comfortable speed of the road just ahead. It never reverses.
     """
     drivers, path = fleet.drivers, fleet.path
-    leaders = _Leaders(tables, fleet, merge_zone_m)
-    steps = len(stops.active)
+    leaders, closed_at = _Leaders(tables, fleet, merge_zone_m), _closed_at(fleet, stops)
+    steps = len(closed_at)
     s, v, a = (np.zeros((steps + 1, len(path))) for _ in range(3))
     s[0], v[0] = fleet.s_m, fleet.speed_mps
-    last = tables.speed_mps.shape[1] - 1
-    factor = np.maximum(drivers.speed_factor, 1e-3)
+    comfortable = tables.speed_mps.ravel()
+    width = tables.speed_mps.shape[1]
+    row, last = path * width, width - 1
     for t in range(steps):
         place, speed = s[t], v[t]
         gap, leader_mps = leaders.gaps(place, speed)
-        stop = _stop_gap(fleet, stops, t, place, speed)
-        nearer = stop < gap
-        here = np.minimum(place / GRID_M, last).astype(np.intp)
-        there = np.minimum((place + ANTICIPATION_S * speed) / GRID_M, last).astype(np.intp)
-        wanted = tables.speed_mps[path, here] * factor
-        follow = idm_acceleration(
-            speed, np.maximum(wanted, speed * 0.8), np.where(nearer, stop, gap), leader_mps * ~nearer, drivers
-        )
-        road = (tables.speed_mps[path, there] * drivers.speed_factor - speed) / ANTICIPATION_S
+        distance = closed_at[t] - place[:, None]
+        # A stop line too near to stop at has been passed in the driver's mind.
+        distance[distance <= np.square(speed)[:, None] / (2 * COMMITTED_MPS2)] = np.inf
+        stop = distance.min(axis=1)
+        here = comfortable[row + np.minimum(place / GRID_M, last).astype(np.intp)]
+        there = comfortable[row + np.minimum((place + ANTICIPATION_S * speed) / GRID_M, last).astype(np.intp)]
+        wanted = np.maximum(here * drivers.speed_factor, np.maximum(0.8 * speed, 0.1))
+        follow = idm_acceleration(speed, wanted, np.minimum(stop, gap), leader_mps * (gap <= stop), drivers)
+        road = (there * drivers.speed_factor - speed) / ANTICIPATION_S
         wish = np.maximum(np.minimum(follow, road), HARDEST_BRAKING_MPS2)
         reached = np.maximum(speed + STEP_S * (a[t] + (wish - a[t]) * (STEP_S / LAG_S)), 0.0)
         v[t + 1] = reached
