@@ -14,7 +14,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from recogdrive.data.types import Scene
 from recogdrive.evaluation.bev import HUMAN, figure_png, scene_figure, view_of
@@ -93,7 +92,7 @@ def write_report(
             _split_context(evaluation, split, summary, subject, worst_scenes, median_scenes)
             for split in evaluation.splits
         ],
-        training_charts=[Markup(chart) for chart in training_charts(curves)],
+        training_charts=training_charts(curves),
         unreadable_lines=curves.unreadable_lines,
         invalid=invalid[:_MAX_LISTED],
         invalid_count=len(invalid),
@@ -216,7 +215,7 @@ def _split_context(
         "scenes": len(rows),
         "table": _summary_table(summary, split.name),
         "comparison": _comparison(summary, split.name, subject),
-        "charts": [Markup(chart) for chart in distribution_charts(fde)],
+        "charts": distribution_charts(fde),
         "breakdowns": [b for b in (_breakdown(by_agent, key) for key in ("layout", "log_name", "command")) if b],
         "worst": cards(worst),
         "median": cards(median),
