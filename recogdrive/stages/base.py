@@ -1,19 +1,24 @@
 """What a stage is, and how a composed one is described and run."""
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import gin
-from absl import logging
 
 from recogdrive.composition import Composition
 from recogdrive.experiment import ConfigurationError, lineage
-from recogdrive.run_folder import RunFolder
-from recogdrive.training.loop import PREEMPTED_EXIT_CODE, Preempted
+from recogdrive.run_folder import RunFolder, write_text
+from recogdrive.training.checkpoint import CheckpointError
+from recogdrive.training.preemption import PREEMPTED_EXIT_CODE, Preempted
+from recogdrive.training.window import NonFiniteError
 
 FAILED_EXIT_CODE = 1
+EXPLAINED = (ValueError, OSError, CheckpointError, NonFiniteError)
+"""Failures whose messages are written for the person who runs the experiment."""
 
 
 @dataclass(frozen=True)
@@ -56,42 +61,77 @@ class Stage(Protocol):
 
 
 @gin.configurable
-def run(stage: Stage, parent: str | None = None, *, use: Callable[[Stage, Path | None], object]) -> object:
-    """Root of every configuration.
+def run(stage: Stage, parent: str | None = None) -> tuple[Stage, Path | None]:
+    """Root of every configuration: what runs, and from which weights.
 
     Args:
       stage: What to run.
       parent: Run folder or official `.ckpt` file whose weights the stage starts from.
-      use: What to do with the stage; given by the program, never by a configuration.
+
+    Returns:
+      The stage, built, and the parent's path.
     """
-    return use(stage, None if parent is None else Path(parent))
+    return stage, None if parent is None else Path(parent)
+
+
+def build() -> tuple[Stage, Path | None]:
+    """Builds the stage that the loaded configuration describes.
+
+    Raises:
+      ConfigurationError: A component refuses its parameters, or one is missing.
+    """
+    try:
+        return run()
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"The configuration cannot be built: {error}") from error
 
 
 def execute(composition: Composition, workdir: Path) -> int:
     """Runs a composed experiment in `workdir`; returns the process's exit code.
 
+    A failure whose message says what is wrong is shown by its message, its traceback kept in `error.txt`; any other is
+    a defect and is raised.
+
     Raises:
       ConfigurationError: The experiment cannot run as composed.
     """
-    return run(use=lambda stage, parent: _execute(composition, workdir, stage, parent))
-
-
-def _execute(composition: Composition, workdir: Path, stage: Stage, parent: Path | None) -> int:
+    stage, parent = build()
     _require_parent(composition, parent)
     folder = RunFolder(workdir, composition, None if parent is None else str(parent))
     try:
-        figures = stage.run(folder, parent)
+        stage.run(folder, parent)
     except Preempted as stop:
         folder.close("preempted")
-        logging.warning("%s Run the same command again to continue.", stop)
+        sys.stderr.write(f"stopped after step {stop.step}, which is saved; run the same command again to continue\n")
         return PREEMPTED_EXIT_CODE
-    except (Exception, KeyboardInterrupt) as error:
+    except EXPLAINED as error:
+        folder.close(f"failed: {type(error).__name__}: {error}")
+        trace = folder.path / "error.txt"
+        write_text(trace, traceback.format_exc())
+        sys.stderr.write(f"error: {error}\n(traceback in {trace})\n")
+        return FAILED_EXIT_CODE
+    except BaseException as error:
         folder.close(f"failed: {type(error).__name__}: {error}")
         raise
     folder.close("finished")
-    for name, value in figures.items():
-        logging.info("%s = %.4g", name, value)
+    sys.stdout.write(_where_to_look(workdir) + "\n")
     return 0
+
+
+def _where_to_look(workdir: Path) -> str:
+    """What a person wants to open after a run, with the command that opens it."""
+    python = sys.executable
+    places = [
+        ("report", workdir / "report" / "index.html", f"{python} -m webbrowser -t {{}}"),
+        ("checkpoints", workdir / "checkpoints", "ls {}"),
+        ("TensorBoard", workdir / "tensorboard", f"{python} -m tensorboard.main --logdir {{}}"),
+    ]
+    lines = [
+        f"{name:<12} {path}\n{'':<12} {command.format(path.resolve())}"
+        for name, path, command in places
+        if path.exists()
+    ]
+    return "\n".join(["", *lines])
 
 
 def _require_parent(composition: Composition, parent: Path | None) -> None:
@@ -110,7 +150,7 @@ def describe(composition: Composition) -> str:
     sections = [f"# Configuration of {composition.name}\n\n{composition.resolved().strip()}", _lineage(composition)]
     # An experiment this version cannot run may have no stage yet; what is configured is shown all the same.
     has_stage = "stage" in gin.get_bindings(run, resolve_references=False)
-    description = run(use=lambda stage, parent: stage.describe()) if has_stage else Description()
+    description = build()[0].describe() if has_stage else Description()
     if description.data:
         width = max(map(len, description.data))
         sections.append("# Data\n\n" + "\n".join(f"{k:<{width}}  {v}" for k, v in description.data.items()))

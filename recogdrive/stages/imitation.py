@@ -16,8 +16,9 @@ from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
 from recogdrive.models.planner.official_checkpoint import save_official
 from recogdrive.models.planner.planner import DiffusionPlanner
 from recogdrive.run_folder import RunFolder
+from recogdrive.stages.base import Description
 from recogdrive.stages.open_loop import OpenLoop, headline
-from recogdrive.stages.planner_weights import load_planner_weights, require_fit
+from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
 from recogdrive.training.loop import Trainer
 from recogdrive.training.memory import training_memory
 
@@ -91,7 +92,9 @@ class Imitation:
         state = self._trainer.fit(self._planner, stream, folder.path, evaluate=evaluate, init_params=initial)
         stream.close()
 
-        save_official(folder.path / EXPORT_FILE, state.weights, self._planner)
+        export = folder.path / EXPORT_FILE
+        export.parent.mkdir(exist_ok=True)
+        save_official(export, state.weights, self._planner)
         agent = self._evaluation.agent(self._planner, state.weights, self._context)
         return headline(self._evaluation.final(folder.path, [agent], evaluated))
 

@@ -63,9 +63,9 @@ class OpenLoop:
     def periodic(
         self, planner: DiffusionPlanner, context: ContextSource, splits: Mapping[str, SceneSource]
     ) -> Callable[[Params, int], dict[str, Any]]:
-        """Evaluation for the training loop: (weights, step) -> scalars `<split>/<metric>` and pictures.
+        """Evaluation for the training loop: (weights, step) -> scalars and pictures. Scenes are read once.
 
-        Scenes are read once; the headline split's metrics appear under their plain names as well.
+        The headline split's metrics have plain names, those of other splits are called `<split>/<metric>`.
         """
         parts = [
             _Part(name, source, context, self._scenes_during_training, self._batch_size)
@@ -83,9 +83,8 @@ class OpenLoop:
             for part in parts:
                 planned = agent.plan_batches(part.batches)
                 means = part.means(planned)
-                if part is parts[0]:
-                    found |= means
-                found |= {f"{part.name}/{metric}": value for metric, value in means.items()}
+                prefix = "" if part is parts[0] else f"{part.name}/"
+                found |= {f"{prefix}{metric}": value for metric, value in means.items()}
                 if self._pictures:
                     found[f"{part.name}/trajectories"] = part.picture(planned, self._pictures)
             return found
@@ -105,11 +104,11 @@ class OpenLoop:
         """
         evaluation = evaluate_open_loop([*agents, *self._baselines], list(splits.items()), progress=True)
         summary = write_tables(run_dir, evaluation)
-        report = write_report(run_dir, evaluation)
-        for agent, metrics in summary.items():
-            shown = " ".join(f"{name}={metrics[name]:.3f}" for name in HEADLINE_METRICS)
-            logging.info("%s on %s: %s", agent, next(iter(splits)), shown)
-        logging.info("Report: %s", report)
+        write_report(run_dir, evaluation)
+        for split in splits:
+            for agent, metrics in summary.items():
+                shown = "  ".join(f"{name} {metrics[f'{split}/{name}']:.3f}" for name in HEADLINE_METRICS)
+                logging.info("%-18s on %-10s %s", agent, split, shown)
         return summary
 
 

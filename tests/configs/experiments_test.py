@@ -50,7 +50,7 @@ def test_texts_and_registry_match_both_ways():
 def test_a_runnable_experiment_builds_its_stage_and_leaves_nothing_unbound(name):
     bindings = ["PARENT='somewhere'"] if REGISTRY[name].starts_from else []
     compose(REGISTRY[name], [], bindings)
-    stage, parent = base.run(use=lambda stage, parent: (stage, parent))
+    stage, parent = base.build()
     assert type(stage).__name__ == ("Evaluate" if name.endswith("_eval") else "Imitation")
     assert (parent == Path("somewhere")) == bool(bindings)
 
