@@ -1,6 +1,6 @@
 """Which scenes train and which are evaluated."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import gin
 
@@ -18,17 +18,20 @@ class PlanningSplits:
 
     Args:
       train: Opens the training scenes; None for an experiment that only evaluates.
-      evaluate: Split name -> opens its scenes. The first is the headline split: its figures carry the plain names.
+      evaluate: Pairs of a split's name and what opens its scenes. The first is the headline split: its figures carry
+        the plain names. (Pairs and not a dictionary, because gin prints dictionaries in another order.)
 
     Raises:
-      ValueError: Neither is given.
+      ValueError: Neither is given, or two splits share a name.
     """
 
-    def __init__(self, train: OpenSource | None = None, evaluate: Mapping[str, OpenSource] | None = None) -> None:
+    def __init__(self, train: OpenSource | None = None, evaluate: Sequence[tuple[str, OpenSource]] = ()) -> None:
         self._train = train
-        self._evaluate = dict(evaluate or {})
+        self._evaluate = dict(evaluate)
         if train is None and not self._evaluate:
             raise ValueError("PlanningSplits has neither train nor evaluate; bind at least one of them to a source.")
+        if len(self._evaluate) < len(evaluate):
+            raise ValueError(f"PlanningSplits.evaluate names a split twice: {[name for name, _ in evaluate]}.")
 
     def open_train(self) -> SceneSource:
         """The training scenes.

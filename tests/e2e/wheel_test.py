@@ -57,7 +57,12 @@ def environment(wheel, tmp_path_factory):
 
 def run(python, *arguments, cwd, timeout=300):
     return subprocess.run(
-        [str(python), *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout, env={"PATH": "/usr/bin:/bin"}
+        [str(python), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={"PATH": "/usr/bin:/bin"},
     )
 
 
@@ -87,6 +92,8 @@ def test_every_experiment_is_described_from_the_wheel_alone(environment, tmp_pat
 
 
 def test_the_installed_command_lists_experiments(environment, tmp_path):
-    result = run(environment, "-c", "from recogdrive.main import console_entry; console_entry()", "--list", cwd=tmp_path)
+    result = run(
+        environment, "-c", "from recogdrive.main import console_entry; console_entry()", "--list", cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert "quickstart" in result.stdout

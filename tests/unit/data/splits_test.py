@@ -1,0 +1,61 @@
+"""Splits: opened late, described in any case, refused when empty."""
+
+import pytest
+
+from recogdrive.data.splits import PlanningSplits
+
+
+class Source:
+    def __init__(self, size, name="source", **counts):
+        self.size, self.name, self.report = size, name, {"scenes": size, **counts}
+        self.tokens = tuple(map(str, range(size)))
+
+    def __len__(self):
+        return self.size
+
+
+def missing():
+    raise FileNotFoundError("no folder /data")
+
+
+def test_nothing_is_opened_before_it_is_needed():
+    splits = PlanningSplits(train=missing, evaluate=[("val", lambda: Source(3))])
+    assert [(name, len(s)) for name, s in splits.open_evaluate().items()] == [("val", 3)]
+    with pytest.raises(FileNotFoundError):
+        splits.open_train()
+
+
+def test_evaluated_splits_keep_their_order():
+    splits = PlanningSplits(evaluate=[("z", lambda: Source(1)), ("a", lambda: Source(2))])
+    assert list(splits.open_evaluate()) == ["z", "a"]
+
+
+def test_a_description_gives_counts_where_there_are_scenes_and_the_reason_where_there_are_none():
+    splits = PlanningSplits(train=missing, evaluate=[("val", lambda: Source(1200, "mini", logs=2, dropped_no_route=3))])
+    assert splits.describe() == {
+        "train": "not available: no folder /data",
+        "evaluate val": "1,200 scenes of mini (2 logs, 3 dropped no route)",
+    }
+
+
+def test_an_empty_split_is_refused_by_name():
+    splits = PlanningSplits(train=lambda: Source(0, "mini"), evaluate=[("val", lambda: Source(0, "town"))])
+    with pytest.raises(ValueError, match=r"Split 'train' \(mini\) holds no scenes"):
+        splits.open_train()
+    with pytest.raises(ValueError, match=r"Split 'val' \(town\) holds no scenes"):
+        splits.open_evaluate()
+
+
+def test_an_experiment_without_training_split_says_what_to_bind():
+    with pytest.raises(ValueError, match=r"no training split; bind PlanningSplits\.train"):
+        PlanningSplits(evaluate=[("val", lambda: Source(1))]).open_train()
+
+
+def test_splits_without_any_source_are_refused():
+    with pytest.raises(ValueError, match="neither train nor evaluate"):
+        PlanningSplits()
+
+
+def test_two_splits_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"names a split twice: \['val', 'val'\]"):
+        PlanningSplits(evaluate=[("val", missing), ("val", missing)])
