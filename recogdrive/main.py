@@ -1,5 +1,6 @@
 """Command line: `python -m recogdrive.main --experiment=NAME --workdir=DIR`."""
 
+import logging as stdlib_logging
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ _GIN_BINDINGS = flags.DEFINE_multi_string(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run continues. Default: runs/NAME.")
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Print what would run - configuration, data, weights, memory - and stop."
+    "dry_run", False, "Print what would run (configuration, data, weights, memory); run nothing."
 )
 _LIST = flags.DEFINE_bool("list", False, "Print the registered experiments and stop.")
 
@@ -48,6 +49,7 @@ def _run() -> int:
         sys.stdout.write(base.describe(composition) + "\n")
         return 0
     logging.set_verbosity(logging.INFO)
+    stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # Else it tells of every accelerator it lacks.
     workdir = Path(_WORKDIR.value or Path("runs") / composition.name)
     return base.execute(composition, workdir)
 
