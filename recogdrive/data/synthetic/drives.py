@@ -131,7 +131,7 @@ def _vehicles(tables: PathTables, fleet: Fleet, motion: Motion, sizes: np.ndarra
     return Objects(
         np.full(len(path), AgentClass.VEHICLE, dtype=np.int8),
         sizes[1:],
-        tables.at(tables.poses, path, s),
+        tables.pose(path, s),
         motion.speed_mps[:, 1:],
         s < tables.length_m[path] - sizes[1:, 0] / 2,
     )

@@ -44,18 +44,17 @@ class EgoDrive:
 
 def ego_drive(tables: PathTables, path: int, motion: Motion, vehicle: int, offset_m: float) -> EgoDrive:
     """Places a simulated vehicle's rear axle on the plane, at first `offset_m` to the left of its route."""
-    s, v, a = motion.s_m[:, vehicle], motion.speed_mps[:, vehicle], motion.acceleration_mps2[:, vehicle]
-    center = tables.at(tables.poses, np.array(path), s)
+    s = motion.s_m[:, vehicle]
+    center = tables.pose(np.array(path), s)
     curvature = tables.at(tables.curvature, np.array(path), s)
     beside = offset_m * np.exp(-(s - s[0]) / OFFSET_DECAY_M)
     slope = -beside / OFFSET_DECAY_M
     stretch = np.hypot(1 - curvature * beside, slope)
     poses = center + np.stack([-np.sin(center[:, 2]), np.cos(center[:, 2]), np.zeros(len(s))], -1) * beside[:, None]
     poses[:, 2] += np.arctan2(slope, 1 - curvature * beside)
-    speed = v * stretch
+    speed = motion.speed_mps[:, vehicle] * stretch
     yaw_rate = np.gradient(poses[:, 2], STEP_S)
-    # The simulation holds acceleration over a step; at its ends it is the mean of the two steps.
-    along = np.append((a[:-1] + a[1:]) / 2, a[-1]) * stretch
+    along = np.gradient(speed, STEP_S)
     still = np.zeros(len(s))
     return EgoDrive(poses, np.stack([speed, still], -1), np.stack([along, speed * yaw_rate], -1), s)
 

@@ -46,8 +46,10 @@ class PathTables:
         self.poses = np.empty((len(routes), len(grid), 3))
         limit = np.empty((len(routes), len(grid)))
         for p, route in enumerate(routes):
-            for axis in range(3):
-                self.poses[p, :, axis] = np.interp(grid, along[p], vertices[p][:, axis])
+            segment = np.clip(np.searchsorted(along[p], grid, side="right") - 1, 0, len(along[p]) - 2)
+            step = along[p][segment + 1] - along[p][segment]
+            share = np.minimum((grid - along[p][segment]) / step, 1.0)
+            self.poses[p] = _hermite(vertices[p][segment], vertices[p][segment + 1], step, share)
             element = np.clip(np.searchsorted(self.starts[p], grid, side="right") - 1, 0, len(route.elements) - 1)
             limit[p] = np.array([layout.speed_limit_mps[e] for e in route.elements])[element]
         heading = self.poses[..., 2]
@@ -67,6 +69,15 @@ class PathTables:
         index = place.astype(np.intp)
         share = (place - index)[(..., *(None,) * (table.ndim - 2))]
         return table[path, index] * (1 - share) + table[path, index + 1] * share
+
+    def pose(self, path: Int[np.ndarray, "*#n"], s_m: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n 3"]:
+        """Poses at arc lengths `s_m` of the routes numbered `path`; the direction of motion agrees with the heading."""
+        place = np.clip(s_m / GRID_M, 0.0, self.poses.shape[1] - 1.001)
+        index = place.astype(np.intp)
+        first, second = self.poses[path, index], self.poses[path, index + 1]
+        return _hermite(
+            first, second, np.minimum(GRID_M, np.linalg.norm((second - first)[..., :2], axis=-1)), place - index
+        )
 
     def shared(self, follower: int, leader: int, merge_zone_m: float) -> tuple[float, float, float]:
         """Where a vehicle on route `leader` is ahead of one on route `follower`.
@@ -96,3 +107,20 @@ def _joined(parts: Sequence[Float[np.ndarray, "_ 3"]]) -> Float[np.ndarray, "L 3
     jumps[1:] = np.round((line[1:, 2] - line[:-1, 2]) / (2 * np.pi))
     line[:, 2] -= 2 * np.pi * np.cumsum(jumps)
     return line
+
+
+def _hermite(
+    first: Float[np.ndarray, "*n 3"],
+    second: Float[np.ndarray, "*n 3"],
+    step_m: Float[np.ndarray, "*n"],
+    share: Float[np.ndarray, "*n"],
+) -> Float[np.ndarray, "*n 3"]:
+    """Poses between pairs of poses `step_m` apart: cubic in the plane along both headings, linear in heading.
+
+    Between the chords of a polyline and its headings the direction of motion would jump back and forth.
+    """
+    u = share[..., None]
+    tangents = [np.stack([np.cos(p[..., 2]), np.sin(p[..., 2])], axis=-1) * step_m[..., None] for p in (first, second)]
+    xy = (1 + 2 * u) * (1 - u) ** 2 * first[..., :2] + u**2 * (3 - 2 * u) * second[..., :2]
+    xy += u * (1 - u) ** 2 * tangents[0] - u**2 * (1 - u) * tangents[1]
+    return np.concatenate([xy, first[..., 2:] + u * (second - first)[..., 2:]], axis=-1)

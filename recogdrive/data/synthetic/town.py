@@ -127,7 +127,7 @@ class SyntheticTown:
         """The records of a drive, the town put somewhere on the globe."""
         town = np.array([rng.uniform(3.0e5, 7.0e5), rng.uniform(4.0e6, 4.7e6), rng.uniform(-np.pi, np.pi)])
         poses = drive.ego.poses[FRAMES]
-        now = np.append(poses[_NOW, :2], wrap_angle(poses[_NOW, 2]))
+        now = poses[_NOW]
         number, token = self.first_scene + index, self.token_of(index)
         return Scene(
             token=token,
