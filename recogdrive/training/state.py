@@ -51,6 +51,8 @@ def create_state(
       key: Typed base key (`jax.random.key`).
       with_ema: Whether a moving average is kept.
     """
+    # Weakly typed values (`jnp.full(shape, 0.0)`) become strong ones in the first step, which would compile it twice.
+    params = jax.tree.map(lambda value: jnp.asarray(value, dtype=value.dtype), params)
     # Real copies: the step donates the whole state, and a buffer can be donated once only.
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -94,7 +94,7 @@ def make_train_step(
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None or ema_decay is None else ema_update(state.ema, params, ema_decay)
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads), "lr": learning_rate(state.step)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads), "lr": learning_rate(state.step)}
         return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
 
     # Stated placements keep the state of one step a valid input of the next without compiling again.

@@ -1,0 +1,103 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recogdrive.training.sharding import DataParallel, DevicePrefetch
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+class EightDevices(DataParallel):
+    """Arithmetic of a larger mesh, without its devices."""
+
+    num_devices = 8
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation_steps", "message"),
+    [
+        (30, 1, r"batch_size=30 does not divide over 8 devices; use a multiple of 8 \(e.g. 24 or 32\)"),
+        (5, 1, r"use a multiple of 8 \(e.g. 8\)"),
+        (40, 2, r"over 8 devices x 2 accumulation steps; use a multiple of 16 \(e.g. 32 or 48\)"),
+        (0, 1, "batch_size=0 must be at least 1"),
+        (16, 0, "accumulation_steps=0 must be at least 1"),
+    ],
+)
+def test_a_batch_that_does_not_split_evenly_is_refused_with_the_nearest_that_do(
+    batch_size, accumulation_steps, message
+):
+    with pytest.raises(ValueError, match=message):
+        EightDevices().check_batch(batch_size, accumulation_steps)
+
+
+def test_a_batch_that_splits_evenly_passes():
+    EightDevices().check_batch(32, 2)
+
+
+def test_more_devices_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="num_devices=999"):
+        DataParallel(999)
+
+
+def test_placed_state_survives_the_donation_of_its_copy():
+    mine = {"w": jnp.ones(4)}
+    placed = DataParallel(1).put_state(mine)
+    placed["w"].delete()
+    assert float(mine["w"].sum()) == 4.0
+
+
+def test_a_batch_with_a_wrong_number_of_rows_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"must have 4 rows .*'short': \(3, 2\)"):
+        DataParallel(1).put_batch({"good": np.zeros((4, 2)), "short": np.zeros((3, 2))}, 4)
+
+
+def test_prefetch_keeps_order_and_knows_the_position_after_each_batch(stream):
+    source = stream()
+    prefetch = DevicePrefetch(source, DataParallel(1), depth=3)
+    first = prefetch.take()
+    prefetch.fill()
+    assert source.next_batch == 4  # Batch 0 taken, 1 to 3 waiting.
+    assert first.stream_state_after == {"next_batch": 1}
+    second = prefetch.take()
+    assert second.stream_state_after == {"next_batch": 2}
+    expected = stream()
+    next(expected)
+    np.testing.assert_array_equal(second.arrays["x"], next(expected)["x"])
+    assert isinstance(second.arrays["x"], jax.Array)
+
+
+def test_a_stream_that_ends_is_an_error(stream):
+    class Short(stream):
+        def __next__(self):
+            raise StopIteration
+
+    with pytest.raises(ValueError, match="must repeat its data"):
+        DevicePrefetch(Short(), DataParallel(1)).take()
+
+
+@pytest.mark.heavy
+def test_a_checkpoint_moves_between_one_two_and_four_devices_with_the_same_next_loss(tmp_path):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    script = Path(__file__).with_name("resharding_driver.py")
+    run = subprocess.run(
+        [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    answer = json.loads(run.stdout.splitlines()[-1])
+    assert answer["devices_of_restored_state"] == {"1": 1, "2": 2, "4": 4}
+    assert set(answer["next_loss"]) == {"1->2", "1->4", "2->1", "4->1"}
+    for path, loss in answer["next_loss"].items():
+        assert loss == pytest.approx(answer["straight"][2], rel=1e-6), path
+    np.testing.assert_allclose(answer["round_trip"], answer["straight"], rtol=1e-6)
