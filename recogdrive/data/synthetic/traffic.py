@@ -1,6 +1,7 @@
 """Vehicles that follow their routes: the intelligent driver model (IDM) along each route's arc length."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -34,6 +35,11 @@ class Drivers:
     braking_mps2: Float[np.ndarray, "N"]
     headway_s: Float[np.ndarray, "N"]
     min_gap_m: Float[np.ndarray, "N"]
+
+    @cached_property
+    def usual_mps2(self) -> Float[np.ndarray, "N"]:
+        """Geometric mean of acceleration and deceleration."""
+        return np.sqrt(self.acceleration_mps2 * self.braking_mps2)
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,8 @@ def idm_acceleration(
     Source: Treiber, Hennecke, Helbing 2000, equations 2 and 3, exponent 4; gaps below 0.5 m count as 0.5 m.
     """
     a = drivers.acceleration_mps2
-    closing = speed_mps * (speed_mps - leader_mps) / (2 * np.sqrt(a * drivers.braking_mps2))
-    wanted_gap = drivers.min_gap_m + np.maximum(speed_mps * drivers.headway_s + closing, 0.0)
+    dynamic = speed_mps * (drivers.headway_s + (speed_mps - leader_mps) / (2 * drivers.usual_mps2))
+    wanted_gap = drivers.min_gap_m + np.maximum(dynamic, 0.0)
     free = np.square(np.square(speed_mps / wanted_mps))
     return a * (1 - free - np.square(wanted_gap / np.maximum(gap_m, 0.5)))
 
@@ -116,7 +122,7 @@ class _Leaders:
     ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
         """Bumper-to-bumper gap to the leader (inf: none) and the leader's speed."""
         ahead = s_m - s_m[:, None] + self._offset
-        ahead[(ahead <= 0) | (s_m <= self._low) | (s_m >= self._high)] = np.inf
+        np.copyto(ahead, np.inf, where=(ahead <= 0) | (s_m <= self._low) | (s_m >= self._high))
         leader = ahead.argmin(axis=1)
         return ahead[self._rows, leader] - self._bumpers[self._rows, leader], speed_mps[leader]
 
@@ -151,18 +157,22 @@ def simulate(tables: PathTables, fleet: Fleet, stops: StopSchedule, merge_zone_m
     steps = len(closed_at)
     s, v, a = (np.zeros((steps + 1, len(path))) for _ in range(3))
     s[0], v[0] = fleet.s_m, fleet.speed_mps
-    comfortable = tables.speed_mps.ravel()
-    width = tables.speed_mps.shape[1]
+    some_closed = stops.active.any()
+    comfortable, width = tables.speed_mps.ravel(), tables.speed_mps.shape[1]
     row, last = path * width, width - 1
+    preview = np.array([[0.0], [ANTICIPATION_S]])
+    stop = np.full(len(path), np.inf)
     for t in range(steps):
         place, speed = s[t], v[t]
         gap, leader_mps = leaders.gaps(place, speed)
-        distance = closed_at[t] - place[:, None]
-        # A stop line too near to stop at has been passed in the driver's mind.
-        distance[distance <= np.square(speed)[:, None] / (2 * COMMITTED_MPS2)] = np.inf
-        stop = distance.min(axis=1)
-        here = comfortable[row + np.minimum(place / GRID_M, last).astype(np.intp)]
-        there = comfortable[row + np.minimum((place + ANTICIPATION_S * speed) / GRID_M, last).astype(np.intp)]
+        if some_closed:
+            distance = closed_at[t] - place[:, None]
+            # A stop line too near to stop at has been passed in the driver's mind.
+            passed = distance <= (speed * speed / (2 * COMMITTED_MPS2))[:, None]
+            np.copyto(distance, np.inf, where=passed)
+            stop = distance.min(axis=1)
+        cell = np.minimum((place + preview * speed) / GRID_M, last).astype(np.intp)
+        here, there = comfortable[row + cell]
         wanted = np.maximum(here * drivers.speed_factor, np.maximum(0.8 * speed, 0.1))
         follow = idm_acceleration(speed, wanted, np.minimum(stop, gap), leader_mps * (gap <= stop), drivers)
         road = (there * drivers.speed_factor - speed) / ANTICIPATION_S
