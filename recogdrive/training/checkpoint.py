@@ -175,7 +175,10 @@ class Checkpoints:
             )
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal_pending),
+            # Folders made in the background would leave the writers waiting for ten minutes where one cannot be made.
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._seal_pending, create_directories_asynchronously=False
+            ),
         )
         self._manager: ocp.CheckpointManager | None = None
 
