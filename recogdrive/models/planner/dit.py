@@ -28,6 +28,12 @@ class RMSNorm(nn.Module):
         return (x32 * torch.rsqrt((x32 * x32).mean(-1, keepdim=True) + RMS_EPS)).to(x.dtype) * self.weight
 
 
+def _rms_factor(keys: Float[Tensor, "B H C T"]) -> Float[Tensor, "B H T"]:
+    """What `RMSNorm` multiplies each head's channels with, before its weight."""
+    keys32 = keys.to(torch.float32)
+    return torch.rsqrt((keys32 * keys32).mean(-2) + RMS_EPS)
+
+
 class RotaryEmbedding(nn.Module):
     """Rotary position code in the half-split layout: channel i turns with channel i + C/2."""
 
@@ -64,6 +70,13 @@ class Attention(nn.Module):
     def _split(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n H C"]:
         return x.reshape(*x.shape[:-1], self.heads, self.head_dim)
 
+    def project_context(self, linear: nn.Linear, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B H C T"]:
+        """Keys or values of the context tokens: channels before tokens, so that attention reads rows along T."""
+        batch, length, dim = tokens.shape
+        weight = linear.weight.expand(batch, dim, dim)  # one matrix product a scene, with nothing to transpose after
+        projected = torch.bmm(weight, tokens.transpose(1, 2)) + linear.bias[:, None]
+        return projected.reshape(batch, self.heads, self.head_dim, length)
+
     def attend_to_itself(self, x: Float[Tensor, "B S Q D"], rotary: RotaryEmbedding) -> Float[Tensor, "B S Q D"]:
         """Self-attention over the trajectory points of each sample."""
         q = rotary(self.q_norm(self._split(self.to_q(x))))
@@ -99,7 +112,8 @@ class Attention(nn.Module):
             scores = scores + context["bias"][:, None, None, :]
         weights = nn.functional.softmax(scores, dim=-1).to(x.dtype)
         if "values" in context:
-            out = torch.matmul(weights, context["values"].transpose(-1, -2)).transpose(1, 2)  # (B, SQ, H, C)
+            out = torch.matmul(context["values"], weights.transpose(-1, -2))  # (B, H, C, SQ)
+            out = out.permute(0, 3, 1, 2)
         else:
             rows = weights.reshape(batch, -1, weights.shape[-1])
             pooled = torch.matmul(rows, context["tokens"]).reshape(batch, self.heads, samples * points, -1)
@@ -215,35 +229,26 @@ class DiT(nn.Module):
         self.transformer_blocks = nn.ModuleList(Block(heads, head_dim) for _ in range(layers))
         self.final_layer = FinalLayer(dim, output_dim)
 
-    def project_context(self, tokens: Float[Tensor, "B T D"], values: bool) -> dict[str, Tensor]:
-        """Keys (and values, if asked for) of all cross-attention blocks, by one matrix product each.
+    def project_context(self, tokens: Float[Tensor, "B T D"], values: bool) -> dict[str, list[Tensor]]:
+        """Keys (and values, if asked for) of every cross-attention block.
 
-        Returns `keys` (L, B, H, C, T) before their norm, `key_scale` (L, B, H, T), the factor that norm would apply
-        (so that normalised keys are never written out), and with `values` also `values` (L, B, H, C, T).
+        Returns lists with one entry a block: `keys` (B, H, C, T) before their norm, `key_scale` (B, H, T), the factor
+        that norm would apply (so that normalised keys are never written out), and with `values` also `values`
+        (B, H, C, T).
         """
         attentions = [block.attn for block in self.transformer_blocks[1::2]]
-        keys = self._project(tokens, [a.to_k for a in attentions])
-        keys32 = keys.to(torch.float32)
-        out = {"keys": keys, "key_scale": torch.rsqrt((keys32 * keys32).mean(-2) + RMS_EPS)}
+        keys = [a.project_context(a.to_k, tokens) for a in attentions]
+        out = {"keys": keys, "key_scale": [_rms_factor(k) for k in keys]}
         if values:
-            out["values"] = self._project(tokens, [a.to_v for a in attentions])
+            out["values"] = [a.project_context(a.to_v, tokens) for a in attentions]
         return out
-
-    def _project(self, tokens: Float[Tensor, "B T D"], linears: list[nn.Linear]) -> Float[Tensor, "L B H C T"]:
-        # Channels before tokens, so that the products of attention read contiguous rows of T.
-        weight = torch.cat([linear.weight for linear in linears])
-        bias = torch.cat([linear.bias for linear in linears])
-        batch, length, _ = tokens.shape
-        projected = torch.matmul(weight, tokens.transpose(1, 2)) + bias[:, None]  # (B, LD, T)
-        shape = (batch, len(linears), self.heads, self.head_dim, length)
-        return projected.reshape(shape).transpose(0, 1)
 
     def forward(
         self,
         x: Float[Tensor, "B S Q D"],
         t: Int[Tensor, "B S"],
         ego: Float[Tensor, "B D"],
-        context: dict[str, Tensor],
+        context: dict[str, Tensor | list[Tensor]],
     ) -> Float[Tensor, "B S Q O"]:
         """Runs all blocks on S samples of each of B scenes.
 
@@ -254,10 +259,9 @@ class DiT(nn.Module):
           context: As `project_context` returns it, plus `tokens` and optionally `bias` (see `Attention`).
         """
         condition = self.timestep_encoder(t) + ego[:, None]
-        per_block = ("keys", "key_scale", "values")
         for i, block in enumerate(self.transformer_blocks):
             of_block = None
             if i % 2:
-                of_block = {name: (v[i // 2] if name in per_block else v) for name, v in context.items()}
+                of_block = {name: v[i // 2] if isinstance(v, list) else v for name, v in context.items()}
             x = block(x, condition, self.rotary_embedder, of_block)
         return self.final_layer(x, condition)

@@ -9,7 +9,7 @@ from recogdrive.models.planner.dit import DiT
 from recogdrive.models.planner.encoders import MLP, ActionEncoder, AttentionEgoStatus, MLPEgoStatus
 
 POSE_CHANNELS = 3
-Encoding = dict[str, Tensor]
+Encoding = dict[str, Tensor | list[Tensor]]
 """What depends on the scene only: `tokens` (B, T, D), `keys`, `key_scale` and `values` of the cross-attention blocks
 (see `DiT.project_context`), `mean` (B, D), `history` (B, D), `ego` (B, D), and `bias` (B, T) under a mask."""
 

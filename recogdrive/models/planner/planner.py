@@ -21,7 +21,7 @@ from recogdrive.models.planner.normalization import denormalize, normalize
 from recogdrive.models.planner.process import Denoiser, Diffusion
 
 Batch = Mapping[str, Any]
-Encoding = dict[str, jax.Array]
+Encoding = dict[str, jax.Array | list[jax.Array]]
 COORDINATES = ("x", "y", "heading")
 
 
