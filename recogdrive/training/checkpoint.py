@@ -4,17 +4,16 @@ import contextlib
 import logging as std_logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from recogdrive.training import manifest
+from recogdrive.training.preservation import newest_and_best
 from recogdrive.training.saved import (
     CHECKPOINTS_FOLDER,
     LOOP,
@@ -82,43 +81,6 @@ def _require_writable(folder: Path) -> None:
         ) from error
 
 
-@dataclass(frozen=True)
-class _ScoredStep:
-    """What a preservation policy sees of a checkpoint."""
-
-    step: int
-    time: datetime
-    metrics: Mapping[str, float] | None
-
-
-@dataclass(frozen=True)
-class _BestByScoreOnDisk(preservation_policy.PreservationPolicy):
-    """Keeps the best by the scores in the checkpoints themselves.
-
-    Orbax remembers scores in memory only when a preservation policy is set: after a restart it would take every older
-    checkpoint for one without a score and delete the best.
-    """
-
-    folder: Path
-    policy: preservation_policy.BestN
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[preservation_policy.PolicyCheckpointInfo],
-        *,
-        context: preservation_policy.PreservationContext,
-    ) -> Sequence[bool]:
-        """Whether to keep each checkpoint; those without a score are left to the other policies."""
-        known = [_ScoredStep(info.step, info.time, info.metrics or self._score(info.step)) for info in checkpoints]
-        return self.policy.should_preserve(known, context=context)
-
-    def _score(self, step: int) -> Mapping[str, float] | None:
-        try:
-            return read_json(self.folder / str(step), LOOP)["metrics"]
-        except (OSError, ValueError, KeyError):
-            return None  # The one being saved, or one whose deletion a crash cut short.
-
-
 class Checkpoints:
     """The checkpoints of one run, in one folder, one subfolder a step.
 
@@ -160,21 +122,8 @@ class Checkpoints:
         self._pending: int | None = None
         _require_writable(self._folder)
         self._remove_leftovers()
-        policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep_last)]
-        if best_metric is not None:
-            policies.append(
-                _BestByScoreOnDisk(
-                    self._folder,
-                    preservation_policy.BestN(
-                        get_metric_fn=lambda metrics: metrics[best_metric],
-                        reverse=best_mode == "min",  # Orbax keeps the end of the sorted list.
-                        n=keep_best,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                )
-            )
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            preservation_policy=newest_and_best(self._folder, keep_last, best_metric, best_mode, keep_best),
             # Folders made in the background would leave the writers waiting for ten minutes where one cannot be made.
             async_options=ocp.AsyncOptions(
                 post_finalization_callback=self._seal_pending, create_directories_asynchronously=False

@@ -17,6 +17,7 @@ Metrics = dict[str, Float[Array, ""]]
 """Scalars on the device."""
 
 RESERVED_METRICS = ("loss", "grad_norm", "lr")
+"""What every step reports, in the order it is shown and checked."""
 
 TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from recogdrive.training.metrics_file import first_non_finite
-from recogdrive.training.step import Metrics
+from recogdrive.training.step import RESERVED_METRICS, Metrics
 
 LAST_VALUE = ("grad_norm", "lr")
 """Metrics logged as of the window's last step; all others as the mean over its steps."""
@@ -52,7 +52,8 @@ class Window:
         values = jax.device_get([metrics for _, metrics in self._on_device])
         self._on_device = []
         for step, metrics in zip(steps, values, strict=True):
-            row = {name: float(value) for name, value in metrics.items()}
+            names = [*RESERVED_METRICS, *sorted(set(metrics) - set(RESERVED_METRICS))]
+            row = {name: float(metrics[name]) for name in names}
             if (name := first_non_finite(row)) is not None:
                 raise NonFiniteError(
                     step, name, row[name], "the run stops and its last good checkpoint is left as it is. Lower the "
