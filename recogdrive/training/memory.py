@@ -37,15 +37,17 @@ def training_memory(
         lambda key: create_state(objective.init(key), transformation, key, with_ema=trainer.ema_decay is not None),
         jax.random.key(0),
     )
+    placement = sharding.state_sharding(state)
     step = make_train_step(
         objective,
         transformation,
         learning_rate,
         sharding,
+        placement,
         accumulation_steps=trainer.accumulation_steps,
         ema_decay=trainer.ema_decay,
     )
-    placed_state = jax.tree.map(_place, state, sharding.state_sharding(state))
+    placed_state = jax.tree.map(_place, state, placement)
     placed_batch = {name: _place(leaf, sharding.batch_sharding) for name, leaf in batch.items()}
     compiled = step.lower(placed_state, placed_batch).compile()
     needed = {"weights": _bytes(placed_state.params), "optimizer": _bytes(placed_state.opt_state)}

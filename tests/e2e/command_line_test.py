@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = ["TRAIN_STEPS=12", "TRAIN_SCENES=24", "VAL_SCENES=6", "LOG_EVERY=2", "SAVE_EVERY=4", "EVAL_EVERY=6"]
+TINY = ["DiffusionPlanner.layers=2", "DiffusionPlanner.heads=1"]
+SHORT = [*TINY, "TRAIN_STEPS=12", "TRAIN_SCENES=24", "VAL_SCENES=6", "LOG_EVERY=2", "SAVE_EVERY=4", "EVAL_EVERY=6"]
 
 
 def recogdrive(*flags, cwd, bindings=(), environment=(), timeout=240):
@@ -115,7 +116,7 @@ def test_a_run_stopped_by_sigterm_continues_to_the_same_curve_and_weights(finish
 @pytest.mark.parametrize("parent", ["", "export/planner.ckpt"])
 def test_a_run_and_its_export_evaluate_to_the_same_figures(finished_run, tmp_path, parent):
     folder, _ = finished_run
-    bindings = [f"PARENT='{folder / parent}'", "VAL_SCENES=6"]
+    bindings = [*TINY, f"PARENT='{folder / parent}'", "VAL_SCENES=6"]
     result = recogdrive("--experiment=debug_eval", f"--workdir={tmp_path / 'eval'}", cwd=tmp_path, bindings=bindings)
     assert result.returncode == 0, result.stderr
     evaluated = json.loads((tmp_path / "eval" / "summary.json").read_text())
@@ -129,7 +130,8 @@ def test_a_run_and_its_export_evaluate_to_the_same_figures(finished_run, tmp_pat
 
 @pytest.mark.heavy
 def test_a_dry_run_prints_what_would_run_and_writes_nothing(tmp_path):
-    result = recogdrive("--experiment=mini_il", "--dry_run", cwd=tmp_path, environment={"OPENSCENE_DATA_ROOT": "/gone"})
+    gone = {"OPENSCENE_DATA_ROOT": "/gone"}
+    result = recogdrive("--experiment=mini_il", "--dry_run", cwd=tmp_path, environment=gone, bindings=TINY)
     assert result.returncode == 0, result.stderr
     sections = [line.removeprefix("# ") for line in result.stdout.splitlines() if line.startswith("# ")]
     assert sections[0] == "Configuration of mini_il"
@@ -140,9 +142,8 @@ def test_a_dry_run_prints_what_would_run_and_writes_nothing(tmp_path):
 
 
 def test_a_dry_run_counts_the_scenes_of_every_split(tmp_path, navsim_mini):
-    result = recogdrive(
-        "--experiment=mini_il", "--dry_run", cwd=tmp_path, environment={"OPENSCENE_DATA_ROOT": str(navsim_mini)}
-    )
+    there = {"OPENSCENE_DATA_ROOT": str(navsim_mini)}
+    result = recogdrive("--experiment=mini_il", "--dry_run", cwd=tmp_path, environment=there, bindings=TINY)
     assert "evaluate train      17 scenes" in result.stdout, result.stdout + result.stderr
     assert "evaluate other_log  18 scenes" in result.stdout
 
