@@ -33,17 +33,14 @@ Run = Callable[[], object]
 
 
 def main() -> None:
+    """Prints the tables asked for on the command line."""
     arguments = _parse()
     if arguments.only:
         _run_alone(arguments)
         return
-    print(
-        f"devices: {jax.devices()}, torch threads: {torch.get_num_threads()}, dtype of JAX compute: {arguments.dtype}"
-    )
+    print(f"{jax.devices()}, {torch.get_num_threads()} torch threads, JAX computes in {arguments.dtype}")
     peak = {name: _matmul_peak(name) for name in ("jax", "torch")}
-    print(
-        f"matrix product (11200 x 384) @ (384 x 3072), float32: jax {peak['jax']:.0f}, torch {peak['torch']:.0f} GFLOP/s"
-    )
+    print(f"(11200 x 384) @ (384 x 3072) in float32: jax {peak['jax']:.0f}, torch {peak['torch']:.0f} GFLOP/s")
     measured = _measure(arguments, arguments.batch, arguments.tokens)
     _report(arguments, measured, peak)
     if arguments.sweep:

@@ -59,11 +59,10 @@ def functional(module: torch.nn.Module) -> Callable[..., Any]:
 
     def call(params: Params, method: str, *args: Any, capture: Sequence[str] = (), **kwargs: Any) -> Any:
         check_names_and_shapes({name: np.shape(value) for name, value in params.items()}, shapes, "parameter")
-        constants = {name: jnp.asarray(value) for name, value in buffers.items()}
-        state = {f"module.{name}": value for name, value in {**params, **constants}.items()}
+        state = {f"module.{name}": value for name, value in {**params, **buffers}.items()}
         with _refuse_torch_randomness() as (torch_view, jax_view), _captured(module, capture) as captured:
             arguments = (method, torch_view(_arrays(args)), torch_view(_arrays(kwargs)))
-            out = torch.func.functional_call(wrapped, torch_view(state), arguments, strict=True)
+            out = torch.func.functional_call(wrapped, torch_view(_arrays(state)), arguments, strict=True)
             out = jax_view(out)
             captured = {name: jax_view(value) for name, value in captured.items()}
         return (out, captured) if capture else out
@@ -127,8 +126,8 @@ def _refuse_torch_randomness() -> Iterator[tuple[Callable, Callable]]:
         # no_grad only switches off torch's own bookkeeping; JAX differentiates all the same.
         with environment.override_property(prng=_RefusedKey()), environment, torch.no_grad():
             yield interop.torch_view, interop.jax_view
-    except TypeError as error:
-        if _RefusedKey.__name__ in str(error):
+    except Exception as error:
+        if _RefusedKey.__name__ in str(error) or not torch.equal(state, torch.get_rng_state()):
             raise TorchRandomnessError(_RANDOMNESS) from error
         raise
     if not torch.equal(state, torch.get_rng_state()):

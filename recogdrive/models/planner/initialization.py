@@ -56,23 +56,20 @@ def draw(network: nn.Module, key: Key[Array, ""]) -> Params:
     rules = distributions(network)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
-    def all_at_once(key: Key[Array, ""]) -> Params:
-        # One long draw a distribution, cut up: hundreds of small random programs would take seconds to compile.
-        units = {}
-        for number, (kind, sampler) in enumerate(_SAMPLERS.items()):
-            length = sum(math.prod(shape) for name, shape in shapes.items() if rules[name].kind == kind)
-            units[kind] = sampler(jax.random.fold_in(key, number), length)
-        params, used = {}, dict.fromkeys(units, 0)
-        for name, shape in shapes.items():
-            kind, scale = rules[name]
-            if kind == "constant":
-                params[name] = jnp.full(shape, scale)
-                continue
-            start, used[kind] = used[kind], used[kind] + math.prod(shape)
-            params[name] = units[kind][start : used[kind]].reshape(shape) * scale
-        return params
-
-    return jax.jit(all_at_once)(key)
+    # One long draw a distribution, cut up: hundreds of small random programs would take seconds to compile.
+    units = {}
+    for number, (kind, sampler) in enumerate(_SAMPLERS.items()):
+        length = sum(math.prod(shape) for name, shape in shapes.items() if rules[name].kind == kind)
+        units[kind] = sampler(jax.random.fold_in(key, number), length)
+    params, used = {}, dict.fromkeys(units, 0)
+    for name, shape in shapes.items():
+        kind, scale = rules[name]
+        if kind == "constant":
+            params[name] = jnp.full(shape, scale)
+            continue
+        start, used[kind] = used[kind], used[kind] + math.prod(shape)
+        params[name] = units[kind][start : used[kind]].reshape(shape) * scale
+    return params
 
 
 _SAMPLERS = {

@@ -53,13 +53,12 @@ def read_official(path: str | Path) -> OfficialState:
     try:
         # Memory-mapped, so that a vision-language model in the same file is never read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        found = re.search(r"GLOBAL (\S+)|[Cc]lass (\S+)|global:? (\S+)", str(error))
-        if found:
-            name = next(group for group in found.groups() if group)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        refused = re.search(r"(?:GLOBAL|class|allowlist) ([\w.]+\.[\w.]+)", str(error))
+        if refused:
             raise ValueError(
-                f"{path} names {name}, which is not on the list of plain tensors and containers; it was not loaded. "
-                f"Save the file again with only 'state_dict' in it"
+                f"{path} names {refused[1]}, which is not on the list of plain tensors and containers; it was not "
+                f"loaded. Save the file again with only 'state_dict' in it"
             ) from error
         raise ValueError(f"{path} cannot be read as a torch checkpoint: {error}") from error
     state = content.get("state_dict") if isinstance(content, Mapping) else None

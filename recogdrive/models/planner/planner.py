@@ -1,5 +1,6 @@
 """The diffusion planner: a torch network, a diffusion process and the tensor contract that ties them to batches."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -105,6 +106,7 @@ class DiffusionPlanner:
                 **sizes, output_channels=self.diffusion.output_channels, ego_status=self._ego_status
             ).eval()
         self._apply = bridge.functional(self.network)
+        self._draw = jax.jit(functools.partial(initialization.draw, self.network))
 
     @classmethod
     def large(cls, context_width: int, **kwargs: Any) -> "DiffusionPlanner":
@@ -120,7 +122,7 @@ class DiffusionPlanner:
 
         All adaLN linears are zero, so at first every block is the identity; the position embedding is N(0, 0.02).
         """
-        return initialization.draw(self.network, key)
+        return self._draw(key)
 
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Training loss with noise and times drawn from `key`; see `loss_with_noise`."""
