@@ -27,12 +27,16 @@ def _table(entries):
 
 
 def test_state_dict_has_the_references_names_shapes_and_types_in_order(stored):
+    if "state_dict" not in stored.report:
+        pytest.skip(f"{stored.name}.json holds no state dict table")
     planner = stored.planner()
     found = _table(official_entries(stored.params(planner), planner))
     assert list(found.items()) == list(stored.report["state_dict"][stored.method].items())
 
 
 def test_generated_weights_have_the_recorded_sha256(stored):
+    if "weight_sha256" not in stored.report:
+        pytest.skip(f"{stored.name}.json holds no hashes")
     recorded = stored.report["weight_sha256"]
     hashes = recorded[stored.method]
     if hashes == "same parameters as the first method":
@@ -44,11 +48,13 @@ def test_generated_weights_have_the_recorded_sha256(stored):
 
 
 def test_stored_state_and_buffers_are_ours(stored, planner_golden_dir, assert_close):
+    paths = [planner_golden_dir / f"{stored.name}_{stored.method}_{kind}.safetensors" for kind in ("state", "buffers")]
+    if not any(path.exists() for path in paths):
+        pytest.skip(f"no state or buffers of {stored.id}")
     planner = stored.planner()
     entries = official_entries(stored.params(planner), planner)
     compared = 0
-    for kind in ("state", "buffers"):
-        path = planner_golden_dir / f"{stored.name}_{stored.method}_{kind}.safetensors"
+    for path in paths:
         for name, value in (load_file(path) if path.exists() else {}).items():
             compared += 1
             assert entries[name].dtype == value.dtype, name
