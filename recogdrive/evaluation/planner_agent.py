@@ -23,7 +23,7 @@ class PlannerAgent:
 
     Args:
       planner: The network and its sampler.
-      params: Its weights.
+      params: Its weights; None where they are set later, as the attribute `params`, which may change between plans.
       context: Makes the context tokens.
       batch_size: Scenes planned at once; other numbers are filled up to it.
       seed: Of the sampler's noise.
@@ -36,7 +36,7 @@ class PlannerAgent:
     def __init__(
         self,
         planner: DiffusionPlanner,
-        params: Params,
+        params: Params | None,
         context: ContextSource,
         *,
         batch_size: int = 64,

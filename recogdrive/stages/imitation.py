@@ -88,14 +88,15 @@ class Imitation:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        evaluate = self._evaluation.periodic(self._planner, self._context, evaluated)
+        agent = self._evaluation.agent(self._planner, None, self._context)
+        evaluate = self._evaluation.periodic(agent, self._context, evaluated)
         state = self._trainer.fit(self._planner, stream, folder.path, evaluate=evaluate, init_params=initial)
         stream.close()
 
         export = folder.path / EXPORT_FILE
         export.parent.mkdir(exist_ok=True)
         save_official(export, state.weights, self._planner)
-        agent = self._evaluation.agent(self._planner, state.weights, self._context)
+        agent.params = state.weights
         return headline(self._evaluation.final(folder.path, [agent], evaluated))
 
     def describe(self) -> Description:

@@ -56,28 +56,28 @@ class OpenLoop:
         self._scenes_during_training = scenes_during_training
         self._pictures = pictures
 
-    def agent(self, planner: DiffusionPlanner, params: Params, context: ContextSource) -> PlannerAgent:
-        """The planner with these weights, as an agent."""
+    def agent(self, planner: DiffusionPlanner, params: Params | None, context: ContextSource) -> PlannerAgent:
+        """The planner with these weights, as an agent; None where they come later."""
         return PlannerAgent(planner, params, context, batch_size=self._batch_size, seed=self._seed)
 
     def periodic(
-        self, planner: DiffusionPlanner, context: ContextSource, splits: Mapping[str, SceneSource]
+        self, agent: PlannerAgent, context: ContextSource, splits: Mapping[str, SceneSource]
     ) -> Callable[[Params, int], dict[str, Any]]:
         """Evaluation for the training loop: (weights, step) -> scalars and pictures. Scenes are read once.
 
-        The headline split's metrics have plain names, those of other splits are called `<split>/<metric>`.
+        The headline split's metrics have plain names, those of other splits are called `<split>/<metric>`. A planner
+        whose plans are not finite gives metrics that are not, which the loop refuses by name.
+
+        Args:
+          agent: Plans with the weights it is handed; compiled once for the whole run.
+          context: Makes the context tokens.
+          splits: Headline first.
         """
-        parts = [
-            _Part(name, source, context, self._scenes_during_training, self._batch_size)
-            for name, source in splits.items()
-        ]
-        agent: PlannerAgent | None = None
+        limit, batch_size = self._scenes_during_training, self._batch_size
+        parts = [_Part(name, source, context, limit, batch_size) for name, source in splits.items()]
 
         def evaluate(params: Params, step: int) -> dict[str, Any]:
-            nonlocal agent
             del step
-            if agent is None:  # Compiled once; later weights are handed to the same program.
-                agent = self.agent(planner, params, context)
             agent.params = params
             found: dict[str, Any] = {}
             for part in parts:
