@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from recogdrive.data.context import TOKEN_WIDTH, SceneTokens, TokenKind
+from recogdrive.data.context import TOKEN_WIDTH, ContextShape, SceneTokens, TokenKind
 
 # Positions within a token, as the class's docstring gives them.
 DIRECTION = slice(12, 14)
@@ -103,3 +103,9 @@ def test_a_lane_of_no_length_gives_no_token(straight_scene):
 def test_a_limit_that_is_not_positive_is_refused_by_name(parameter):
     with pytest.raises(ValueError, match=f"{parameter}=0 must be positive"):
         SceneTokens(**{parameter: 0})
+
+
+def test_a_shape_alone_gives_no_tokens(straight_scene):
+    shape = ContextShape(num_tokens=2800, width=1536)
+    with pytest.raises(ValueError, match=r"00000000000000aa has no context: .*\(2800, 1536\)"):
+        shape(straight_scene)

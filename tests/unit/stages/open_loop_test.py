@@ -1,0 +1,114 @@
+"""Evaluation during and after training, with an agent whose errors are known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from recogdrive.data.context import SceneTokens
+from recogdrive.evaluation.agents import ConstantVelocity, recorded_trajectories
+from recogdrive.stages import open_loop
+from recogdrive.stages.open_loop import OpenLoop, headline
+
+CONTEXT = SceneTokens(num_map_tokens=4, num_agent_tokens=2)
+
+
+class Source:
+    """`size` copies of a scene that differ in token; counts how often each is built."""
+
+    name = "copies"
+    report = {}
+
+    def __init__(self, scene, size):
+        self.scene, self.size, self.built = scene, size, []
+        self.tokens = tuple(f"{i:016x}" for i in range(size))
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if index >= self.size:
+            raise IndexError(index)
+        self.built.append(index)
+        return dataclasses.replace(self.scene, token=self.tokens[index])
+
+    def log_of(self, index):
+        return "log_a"
+
+
+class Shifted:
+    """Plans the driven trajectory moved sideways by its weights, in metres."""
+
+    name = "planner"
+
+    def __init__(self, driven):
+        self.driven, self.params = driven, 0.0
+
+    def plan_batches(self, batches):
+        count = sum(rows for _, rows in batches)
+        return np.tile(self.driven, (count, 1, 1)) + np.array([0.0, self.params, 0.0], dtype=np.float32)
+
+    def plan(self, scenes):
+        return np.tile(self.driven, (len(scenes), 1, 1)) + np.array([0.0, self.params, 0.0], dtype=np.float32)
+
+
+@pytest.fixture
+def agent(straight_scene):
+    return Shifted(recorded_trajectories([straight_scene])[0].astype(np.float32))
+
+
+def test_periodic_metrics_are_those_of_the_weights_handed_over(straight_scene, agent):
+    splits = {"val": Source(straight_scene, 3), "other": Source(straight_scene, 2)}
+    evaluate = OpenLoop(pictures=0).periodic(agent, CONTEXT, splits)
+    assert evaluate(0.0, 1)["fde"] == pytest.approx(0.0, abs=1e-5)
+    found = evaluate(3.0, 2)
+    assert set(found) == {f"{p}{m}" for p in ("", "other/") for m in ("ade", "fde", "miss_rate", "heading_error")}
+    assert found["fde"] == pytest.approx(3.0, abs=1e-5) and found["other/ade"] == pytest.approx(3.0, abs=1e-5)
+    assert found["miss_rate"] == 1.0 and found["heading_error"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_periodic_evaluation_takes_evenly_spaced_scenes_and_reads_each_once(straight_scene, agent):
+    source = Source(straight_scene, 100)
+    evaluate = OpenLoop(scenes_during_training=5, pictures=0).periodic(agent, CONTEXT, {"val": source})
+    evaluate(0.0, 1)
+    evaluate(1.0, 2)
+    assert source.built == [0, 25, 50, 74, 99]
+
+
+def test_periodic_pictures_are_figures_named_after_their_split(straight_scene, agent):
+    evaluate = OpenLoop(pictures=2).periodic(agent, CONTEXT, {"val": Source(straight_scene, 3)})
+    figure = evaluate(0.0, 1)["val/trajectories"]
+    assert len([axis for axis in figure.axes if axis.get_title()]) == 2
+
+
+def test_the_final_evaluation_writes_tables_and_report_for_agent_and_baselines(straight_scene, agent, tmp_path):
+    agent.params = 1.0
+    splits = {"val": Source(straight_scene, 3)}
+    summary = OpenLoop(baselines=[ConstantVelocity()]).final(tmp_path, [agent], splits)
+    assert summary["planner"]["fde"] == pytest.approx(1.0, abs=1e-5)
+    assert list(summary) == ["planner", "constant_velocity"]
+    for name in ("summary.json", "scenes.csv", "scenes.parquet", "report/index.html"):
+        assert (tmp_path / name).is_file()
+
+
+def test_the_headline_is_every_agents_plain_metrics():
+    metrics = {"ade": 1.0, "fde": 2.0, "miss_rate": 0.5, "heading_error": 0.1, "val/fde": 2.0}
+    assert headline({"planner": metrics}) == {
+        "planner/ade": 1.0,
+        "planner/fde": 2.0,
+        "planner/miss_rate": 0.5,
+        "planner/heading_error": 0.1,
+    }
+
+
+@pytest.mark.parametrize("arguments", [{"scenes_during_training": 0}, {"pictures": -1}])
+def test_counts_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        OpenLoop(**arguments)
+
+
+def test_the_agent_takes_batch_size_and_seed_from_the_component(monkeypatch):
+    made = {}
+    monkeypatch.setattr(open_loop, "PlannerAgent", lambda *a, **k: made.update(k))
+    OpenLoop(batch_size=7, seed=5).agent("planner", "weights", CONTEXT)
+    assert made == {"batch_size": 7, "seed": 5}

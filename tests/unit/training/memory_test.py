@@ -1,0 +1,49 @@
+"""Memory of a training step, against sizes worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from recogdrive.training.loop import Trainer
+from recogdrive.training.memory import training_memory
+from recogdrive.training.sharding import DataParallel
+
+
+class Linear:
+    """1,000 weights."""
+
+    def init(self, key):
+        return {"w": jax.random.normal(key, (10, 100))}
+
+    def loss(self, params, batch, key):
+        return jnp.mean((batch["x"] @ params["w"]) ** 2), {}
+
+
+BATCH = {"x": jax.ShapeDtypeStruct((8, 10), jnp.float32)}
+
+
+def trainer(**kwargs):
+    return Trainer(steps=1, sharding=DataParallel(num_devices=1), prefetch=2, **kwargs)
+
+
+def test_weights_optimiser_and_batches_are_counted_by_their_sizes():
+    needed = training_memory(trainer(), Linear(), BATCH)
+    assert needed["weights"] == 4000
+    assert 2 * 4000 <= needed["optimizer"] <= 2 * 4000 + 64  # Two moments and a few counters.
+    assert needed["batch"] == 8 * 10 * 4 * 3
+    assert "moving average" not in needed
+
+
+def test_a_moving_average_weighs_as_much_as_the_weights():
+    assert training_memory(trainer(ema_decay=0.9), Linear(), BATCH)["moving average"] == 4000
+
+
+def test_a_larger_batch_needs_more_during_the_step():
+    small = training_memory(trainer(), Linear(), BATCH)["step"]
+    large = training_memory(trainer(), Linear(), {"x": jax.ShapeDtypeStruct((8000, 10), jnp.float32)})["step"]
+    assert large > small + 1_000_000
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="accumulation"):
+        training_memory(trainer(accumulation_steps=3), Linear(), BATCH)
