@@ -61,7 +61,7 @@ def _family(size: str, vlm_pdms: float, il_pdms: float, rl_pdms: float) -> list[
 EXPERIMENTS = [
     Experiment(
         name="quickstart",
-        description="Small planner imitating the synthetic town's expert, evaluated on unseen scenes; minutes on a CPU.",
+        description="Small planner imitating the synthetic town's expert, seen on new scenes; minutes on a CPU.",
     ),
     Experiment(
         name="mini_il",

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import gin
 from gin import config_parser
 
-from recogdrive.experiment import ConfigurationError, Experiment, config_root, nearest
+from recogdrive.experiment import ConfigurationError, Experiment, config_root
+from recogdrive.suggestions import did_you_mean
 
 _INCLUDE = re.compile(r"""^include\s+(['"])(?P<path>.+?)\1\s*(#.*)?$""")
 
@@ -122,7 +123,7 @@ def _locate(name: str, named_by: str) -> Path:
         if candidate.is_file():
             return candidate
     known = [str(p.relative_to(config_root())) for folder in ("gin", "experiments") for p in _gin_files(folder)]
-    raise ConfigurationError(f"{named_by} names {name}, and there is no such file.{nearest(name, known)}")
+    raise ConfigurationError(f"{named_by} names {name}, and there is no such file.{did_you_mean(name, known)}")
 
 
 def _gin_files(folder: str) -> list[Path]:
@@ -189,7 +190,8 @@ def _check_overrides(overrides: Sequence[_Binding], defined: Sequence[_Binding])
     for binding in overrides:
         if not binding.argument and binding.key not in macros:
             raise ConfigurationError(
-                f"{binding.origin} sets a macro that no file of this experiment defines.{nearest(binding.key, macros)}"
+                f"{binding.origin} sets a macro that no file of this experiment defines."
+                f"{did_you_mean(binding.key, macros)}"
             )
         if binding.key in reached_by_macro:
             macro = reached_by_macro[binding.key]
@@ -209,13 +211,13 @@ def _check_names(bindings: Sequence[_Binding]) -> None:
             if macro not in macros:
                 raise ConfigurationError(
                     f"{binding.origin}: {binding.key} uses the macro %{macro}, which nothing defines."
-                    f"{nearest(macro, macros)}"
+                    f"{did_you_mean(macro, macros)}"
                 )
         for reference in (*binding.references, *([binding.selector] if binding.argument else [])):
             name = reference.split("/")[-1]
             if not registry.matching_selectors(name):
                 raise ConfigurationError(
-                    f"{binding.origin}: there is no component {name!r} ({binding.key}).{nearest(name, known)}"
+                    f"{binding.origin}: there is no component {name!r} ({binding.key}).{did_you_mean(name, known)}"
                 )
         if binding.argument:
             _check_parameter(binding, registry.get_match(binding.selector).wrapped)
@@ -227,5 +229,5 @@ def _check_parameter(binding: _Binding, component: object) -> None:
         return
     raise ConfigurationError(
         f"{binding.origin}: {binding.selector} has no parameter {binding.argument!r}."
-        f"{nearest(binding.argument, parameters)}"
+        f"{did_you_mean(binding.argument, parameters)}"
     )

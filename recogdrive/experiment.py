@@ -3,11 +3,12 @@
 Nothing here imports torch or jax, so that listing experiments answers at once.
 """
 
-import difflib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from recogdrive.suggestions import did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -100,7 +101,7 @@ def find_experiment(name: str) -> Experiment:
     registry = load_registry()
     if name not in registry:
         raise ConfigurationError(
-            f"There is no experiment {name!r}.{nearest(name, registry)} --list shows all {len(registry)}."
+            f"There is no experiment {name!r}.{did_you_mean(name, registry)} --list shows all {len(registry)}."
         )
     return registry[name]
 
@@ -112,13 +113,6 @@ def lineage(experiment: Experiment) -> list[Experiment]:
     while chain[0].starts_from is not None:
         chain.insert(0, registry[chain[0].starts_from])
     return chain
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence naming the nearest of `known`, with a space before it; empty when nothing is near."""
-    lowered = {k.lower(): k for k in known}
-    close = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
-    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def format_registry(registry: Mapping[str, Experiment]) -> str:

@@ -14,9 +14,9 @@ import shapely
 from jaxtyping import Float
 
 from recogdrive.data.geopackage import GeoPackage, Table
-from recogdrive.data.scene_filter import nearest
 from recogdrive.data.types import MapElement, MapLayer, MapPatch
 from recogdrive.geometry import Pose, points_to_frame, to_frame
+from recogdrive.suggestions import did_you_mean
 
 MAP_INDEX = "nuplan-maps-v1.0.json"
 _MAPS_VARIABLE = "NUPLAN_MAPS_ROOT"
@@ -52,7 +52,9 @@ def map_path(maps_root: str | Path, city: str) -> Path:
         )
     index = _read_index(index_path)
     if city not in index:
-        raise ValueError(f"{index_path} knows no city {city!r} ({_MAPS_VARIABLE}={maps_root}).{nearest(city, index)}")
+        raise ValueError(
+            f"{index_path} knows no city {city!r} ({_MAPS_VARIABLE}={maps_root}).{did_you_mean(city, index)}"
+        )
     path = index_path.parent / city / index[city] / "map.gpkg"
     if not path.is_file():
         raise FileNotFoundError(

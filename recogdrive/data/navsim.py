@@ -16,8 +16,9 @@ from absl import logging
 from recogdrive.data.maps import map_path, open_map
 from recogdrive.data.navsim_files import choose_logs, find_data_root, find_filter, find_maps_root, find_split, shown
 from recogdrive.data.navsim_log import CAMERA_NAMES, THREE_WAY_COMMANDS, LogFrame, parse_windows, read_log, scene_of
-from recogdrive.data.scene_filter import EXPECTED_SCENES, LOG_SPLIT_PARTS, SceneFilter, nearest
+from recogdrive.data.scene_filter import EXPECTED_SCENES, LOG_SPLIT_PARTS, SceneFilter
 from recogdrive.data.types import FRAME_INTERVAL_S, FUTURE_FRAMES, HISTORY_FRAMES, Scene
+from recogdrive.suggestions import did_you_mean
 
 TIME_TOLERANCE_S = 0.1
 """Further than this from `FRAME_INTERVAL_S`, the distance of two frames is a gap: a lost frame makes it 1 s."""
@@ -324,7 +325,7 @@ def _filter_windows(
 
 def _check_choice(field: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise ValueError(f"{field}={value!r} is not one of {list(known)}.{nearest(str(value), known)}")
+        raise ValueError(f"{field}={value!r} is not one of {list(known)}.{did_you_mean(str(value), known)}")
 
 
 def _check_lengths(scene_filter: SceneFilter) -> None:

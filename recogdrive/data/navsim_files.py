@@ -6,7 +6,8 @@ from pathlib import Path
 
 from absl import logging
 
-from recogdrive.data.scene_filter import SceneFilter, nearest, read_log_split
+from recogdrive.data.scene_filter import SceneFilter, read_log_split
+from recogdrive.suggestions import did_you_mean
 
 DATA_VARIABLE = "OPENSCENE_DATA_ROOT"
 MAPS_VARIABLE = "NUPLAN_MAPS_ROOT"
@@ -56,9 +57,8 @@ def find_split(data_root: Path, split: str) -> Path:
                 f"Data root {data_root} has no folder navsim_logs (it has: {shown(there) or 'nothing'}); "
                 f"check {DATA_VARIABLE} or data_root."
             )
-        raise FileNotFoundError(
-            f"No split {split!r} in {parent}.{nearest(split, sorted(p.name for p in parent.iterdir() if p.is_dir()))}"
-        )
+        there = sorted(p.name for p in parent.iterdir() if p.is_dir())
+        raise FileNotFoundError(f"No split {split!r} in {parent}.{did_you_mean(split, there)}")
     if not any(folder.glob("*.pkl")):
         raise ValueError(f"Split {split!r} is empty: {folder} has no *.pkl logs. Complete the download.")
     return folder
@@ -110,7 +110,7 @@ def choose_logs(
     wanted = None if scene_filter.log_names is None else set(scene_filter.log_names)
     if log_names is not None:
         for log in sorted(set(log_names) - wanted) if wanted is not None else ():
-            raise ValueError(f"log_names has {log!r}, no log of the scene filter.{nearest(log, sorted(wanted))}")
+            raise ValueError(f"log_names has {log!r}, no log of the scene filter.{did_you_mean(log, sorted(wanted))}")
         wanted = set(log_names)
     if log_split is not None:
         wanted = (there if wanted is None else wanted) & set(read_log_split(log_split)[log_split_part])
@@ -119,7 +119,7 @@ def choose_logs(
         message = f"{len(missing)} of the {len(wanted)} logs asked for are not in {folder}: {shown(missing)}."
         if on_missing == "error":
             raise FileNotFoundError(
-                f"{message}{nearest(missing[0], sorted(there))} Complete the download, or leave them out with "
+                f"{message}{did_you_mean(missing[0], sorted(there))} Complete the download, or leave them out with "
                 'on_missing_log="skip".'
             )
         logging.warning("%s They are left out.", message)

@@ -1,7 +1,5 @@
 """Which scenes of which logs make up a split: NAVSIM's scene filters and log splits, from its official YAML files."""
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +7,8 @@ from typing import Any, Self
 
 import gin
 import yaml
+
+from recogdrive.suggestions import did_you_mean
 
 EXPECTED_SCENES = MappingProxyType(
     {
@@ -94,7 +94,9 @@ class SceneFilter:
         chosen = {key: value for key, value in content.items() if key not in _IGNORED_KEYS}
         for key in chosen:
             if key not in known:
-                raise ValueError(f"{path} has the field {key!r}, unknown to a scene filter.{nearest(str(key), known)}")
+                raise ValueError(
+                    f"{path} has the field {key!r}, unknown to a scene filter.{did_you_mean(str(key), known)}"
+                )
         try:
             return cls(**chosen, name=path.stem)
         except ValueError as error:
@@ -156,16 +158,6 @@ def read_log_split(path: str | Path) -> dict[str, tuple[str, ...]]:
     return {part: _string_tuple(f"{path}: {part}", content[part]) or () for part in LOG_SPLIT_PARTS}
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the entry of `known` nearest to a misspelt name, or lists them all."""
-    known = list(known)
-    match = difflib.get_close_matches(name, known, n=1)
-    if match:
-        return f" Did you mean {match[0]!r}?"
-    shown = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
-    return f" There is: {shown}." if known else " There is none."
-
-
 def _check_count(field: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"SceneFilter.{field}={value!r} must be a whole number of at least {least}.")
@@ -185,7 +177,7 @@ def _string_tuple(what: str, value: Any) -> tuple[str, ...] | None:
 def _read_mapping(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"No YAML file at {path}.{nearest(path.name, there)}")
+        raise FileNotFoundError(f"No YAML file at {path}.{did_you_mean(path.name, there)}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -268,7 +268,10 @@ def _comparison(summary: Mapping[str, Mapping[str, float]], split: str, subject:
 
 
 def _breakdown(by_agent: Mapping[str, Sequence[OpenLoopRow]], key: str) -> dict[str, Any] | None:
-    """Mean FDE by a property of the scenes, worst group of the first agent first; None where all scenes share it."""
+    """Mean FDE by a property of the scenes, worst group of the first agent first.
+
+    None where all scenes share the property, or none share it: that would be the table of scenes again.
+    """
     groups: dict[str, dict[str, list[float]]] = {}
     counts: dict[str, int] = {}
     for number, (agent, rows) in enumerate(by_agent.items()):
@@ -278,7 +281,7 @@ def _breakdown(by_agent: Mapping[str, Sequence[OpenLoopRow]], key: str) -> dict[
             values = groups.setdefault(name, {a: [] for a in by_agent})[agent]
             if row.valid:
                 values.append(row.fde)
-    if len(groups) < 2:
+    if len(groups) < 2 or max(counts.values()) < 2:
         return None
     means = {
         name: {agent: float(np.mean(values)) if values else math.nan for agent, values in group.items()}

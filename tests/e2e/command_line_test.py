@@ -160,12 +160,12 @@ def test_a_dry_run_counts_the_scenes_of_every_split(tmp_path, navsim_mini):
 @pytest.mark.parametrize(
     "flags, bindings, message",
     [
-        (["--experiment=quikstart"], [], "Did you mean quickstart"),
+        (["--experiment=quikstart"], [], "Did you mean 'quickstart'"),
         (["--experiment=8b_rl"], [], "8b_rl cannot run in this version: it needs"),
         (["--experiment=debug_il", "extra"], [], "Unexpected argument 'extra'"),
         ([], [], "pass --experiment=NAME"),
-        (["--experiment=debug_il"], ["BATCHSIZE=3"], "Did you mean BATCH_SIZE"),
-        (["--experiment=debug_il"], ["Trainer.step=3"], "Trainer has no parameter 'step'. Did you mean steps"),
+        (["--experiment=debug_il"], ["BATCHSIZE=3"], "Did you mean 'BATCH_SIZE'"),
+        (["--experiment=debug_il"], ["Trainer.step=3"], "Trainer has no parameter 'step'. Did you mean 'steps'"),
         (["--experiment=debug_il"], ["TRAIN_STEPS=-1"], "steps=-1 must be"),
         (["--experiment=debug_il"], ["CONTEXT_WIDTH=7"], "makes tokens of width 52, the planner reads 7"),
         (["--experiment=debug_eval"], [], "debug_eval starts from the weights of debug_il"),

@@ -62,14 +62,14 @@ def test_a_decoy_in_the_working_folder_does_not_shadow_the_products_files(gin_fi
 def test_a_binding_of_a_macro_that_no_file_defines_is_refused_with_the_nearest(gin_file):
     case = gin_file(COMPONENT + "BATCH_SIZE = 4\nSceneTokens.num_map_tokens = %BATCH_SIZE")
     with pytest.raises(
-        ConfigurationError, match=r"BACH_SIZE=8.* no file of this experiment defines\. Did you mean BATCH_SIZE"
+        ConfigurationError, match=r"BACH_SIZE=8.* no file of this experiment defines\. Did you mean 'BATCH_SIZE'"
     ):
         compose(None, [case], ["BACH_SIZE=8"])
 
 
 def test_a_macro_that_nothing_defines_is_refused_with_the_nearest(gin_file):
     case = gin_file(COMPONENT + "RADIUS = 4.0\nSceneTokens.radius_m = %RADIS")
-    with pytest.raises(ConfigurationError, match=r"%RADIS, which nothing defines\. Did you mean RADIUS"):
+    with pytest.raises(ConfigurationError, match=r"%RADIS, which nothing defines\. Did you mean 'RADIUS'"):
         compose(None, [case], [])
 
 
@@ -81,19 +81,19 @@ def test_a_macro_inside_a_container_is_checked_too(gin_file):
 
 def test_an_unknown_component_is_refused_with_the_nearest(gin_file):
     case = gin_file(COMPONENT + "SceneToken.radius_m = 4.0")
-    with pytest.raises(ConfigurationError, match=r"no component 'SceneToken' .*Did you mean SceneTokens"):
+    with pytest.raises(ConfigurationError, match=r"no component 'SceneToken' .*Did you mean 'SceneTokens'"):
         compose(None, [case], [])
 
 
 def test_an_unknown_reference_is_refused_with_the_nearest(gin_file):
     case = gin_file(COMPONENT + "CONTEXT = @train/SceneTokenz()")
-    with pytest.raises(ConfigurationError, match=r"no component 'SceneTokenz' .*Did you mean SceneTokens"):
+    with pytest.raises(ConfigurationError, match=r"no component 'SceneTokenz' .*Did you mean 'SceneTokens'"):
         compose(None, [case], [])
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest(gin_file):
     case = gin_file(COMPONENT)
-    with pytest.raises(ConfigurationError, match=r"SceneTokens has no parameter 'radius'\. Did you mean radius_m"):
+    with pytest.raises(ConfigurationError, match=r"SceneTokens has no parameter 'radius'\. Did you mean 'radius_m'"):
         compose(None, [case], ["SceneTokens.radius = 4.0"])
 
 

@@ -33,12 +33,12 @@ def test_published_scores_are_those_of_the_paper():
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ConfigurationError, match=r"no experiment '2b_ill'\. Did you mean 2b_il"):
+    with pytest.raises(ConfigurationError, match=r"no experiment '2b_ill'\. Did you mean '2b_il'"):
         experiment.find_experiment("2b_ill")
 
 
-def test_a_name_unlike_any_other_is_answered_without_a_guess():
-    with pytest.raises(ConfigurationError, match=r"no experiment 'zzzzzz'\. --list shows all"):
+def test_a_name_unlike_any_other_is_answered_with_what_there_is():
+    with pytest.raises(ConfigurationError, match=r"no experiment 'zzzzzz'\. There is: quickstart, .* --list shows all"):
         experiment.find_experiment("zzzzzz")
 
 

@@ -1,6 +1,5 @@
 """The synthetic town as a source of scenes."""
 
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from recogdrive.data.types import (
     Scene,
 )
 from recogdrive.geometry import from_frame, points_to_frame, rotate, to_frame, wrap_angle
+from recogdrive.suggestions import did_you_mean
 
 MAP_NAME = "synthetic-town"
 FIRST_TIMESTAMP_US = 1_600_000_000_000_000
@@ -49,7 +49,7 @@ class SyntheticTown:
       name: Split name shown to people.
 
     Attributes:
-      report: `scenes`, `seed`, `first_scene`, and how many scenes there are of each kind of road.
+      report: `scenes`, and how many of them there are of each kind of road.
 
     Raises ValueError for an unknown layout (the nearest known is named) and numbers out of range.
     """
@@ -74,8 +74,7 @@ class SyntheticTown:
             raise ValueError(f"layouts={layouts!r} must be a non-empty list of {', '.join(LAYOUTS)}")
         for layout in layouts:
             if layout not in LAYOUTS:
-                nearest = difflib.get_close_matches(str(layout), LAYOUTS, n=1, cutoff=0.0)[0]
-                raise ValueError(f"unknown layout {layout!r}: did you mean {nearest!r}? Known: {', '.join(LAYOUTS)}")
+                raise ValueError(f"unknown layout {layout!r}.{did_you_mean(str(layout), LAYOUTS)}")
         if not map_radius_m > 0:
             raise ValueError(f"map_radius_m={map_radius_m!r} must be positive, e.g. 100.0")
         self.num_scenes, self.seed, self.first_scene = int(num_scenes), int(seed), int(first_scene)
@@ -89,8 +88,6 @@ class SyntheticTown:
             kinds.update(self.kind_of(i) for i in range(rest))
         self.report: dict[str, int] = {
             "scenes": self.num_scenes,
-            "seed": self.seed,
-            "first_scene": self.first_scene,
             **{kind: kinds[kind] for kind in dict.fromkeys(self.layouts)},
         }
 
