@@ -19,6 +19,8 @@ from tqdm import tqdm
 TENSORBOARD_FOLDER = "tensorboard"
 """Name of the events' folder within a run folder."""
 
+_BESIDE_THE_BAR = ("loss", "lr", "samples_per_s")
+
 
 class EventWriter:
     """Writes scalars and pictures for TensorBoard.
@@ -81,7 +83,7 @@ class Progress:
     def __init__(self, steps: int, done: int, *, visible: bool) -> None:
         self._visible = visible
         terminal = visible and sys.stderr.isatty()
-        self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True) if terminal else None
+        self._bar = tqdm(desc="train", total=steps, initial=done, unit="step", dynamic_ncols=True) if terminal else None
 
     def advance(self) -> None:
         """One step more."""
@@ -89,11 +91,15 @@ class Progress:
             self._bar.update()
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows the latest numbers."""
-        if self._bar is not None:
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
-        elif self._visible:
-            logging.info("step=%d %s", step, " ".join(f"{name}={value:.4g}" for name, value in values.items()))
+        """Shows the latest numbers: training's beside the bar, where few fit, an evaluation's on a line above it."""
+        line = f"step={step} " + " ".join(f"{name}={value:.4g}" for name, value in values.items())
+        if self._bar is None:
+            if self._visible:
+                logging.info(line)
+        elif beside := {name: f"{values[name]:.4g}" for name in _BESIDE_THE_BAR if name in values}:
+            self._bar.set_postfix(beside)
+        else:
+            self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """Leaves the bar as it is and ends its line."""
