@@ -120,7 +120,10 @@ def _refuse_torch_randomness() -> Iterator[tuple[Callable, Callable]]:
     import torchax  # Loading it changes a few torch defaults, so only code that runs a module does.
     from torchax import interop
 
-    environment = torchax.default_env()
+    # torchax makes its environment, a random key included, when first asked. Made while JAX traces, the key would be a
+    # tracer that outlives its trace.
+    with jax.ensure_compile_time_eval():
+        environment = torchax.default_env()
     state = torch.get_rng_state()
     try:
         # no_grad only switches off torch's own bookkeeping; JAX differentiates all the same.

@@ -49,9 +49,11 @@ def test_a_jitted_loss_sees_fresh_noise_for_every_key_and_the_same_for_the_same(
     np.testing.assert_array_equal(seen[0][0], seen[3][0])
 
 
-def test_no_tracer_is_left_behind_by_a_jitted_loss(make_planner, lively_params, make_batch, program, key):
+def test_no_tracer_is_left_behind_by_a_jitted_loss(make_planner, lively_params, make_batch, key, monkeypatch):
+    monkeypatch.setattr(torchax, "_env", None)  # As in a new process: the environment is first made inside a trace.
     planner = make_planner()
-    program("loss")(lively_params(planner), make_batch(), key)
+    jax.eval_shape(planner.loss, lively_params(planner), make_batch(), key)
+    assert torchax._env is not None
     assert not isinstance(torchax.default_env().prng_key, jax.core.Tracer)
     with torchax.default_env():
         assert torch.randn(3, device="jax").jax().shape == (3,)
