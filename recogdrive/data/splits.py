@@ -1,5 +1,6 @@
 """Which scenes train and which are evaluated."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import gin
@@ -26,8 +27,8 @@ class PlanningSplits:
     """
 
     def __init__(self, train: OpenSource | None = None, evaluate: Sequence[tuple[str, OpenSource]] = ()) -> None:
-        self._train = train
-        self._evaluate = dict(evaluate)
+        self._train = None if train is None else _once(train)
+        self._evaluate = {name: _once(opener) for name, opener in evaluate}
         if train is None and not self._evaluate:
             raise ValueError("PlanningSplits has neither train nor evaluate; bind at least one of them to a source.")
         if len(self._evaluate) < len(evaluate):
@@ -57,6 +58,11 @@ class PlanningSplits:
             f"evaluate {name}": opener for name, opener in self._evaluate.items()
         }
         return {name: _found(opener) for name, opener in openers.items()}
+
+
+def _once(opener: OpenSource) -> OpenSource:
+    """The opener, which opens at its first call only: opening may read every log of a split."""
+    return functools.cache(lambda: opener())
 
 
 def _found(opener: OpenSource) -> str:

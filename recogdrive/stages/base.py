@@ -146,11 +146,20 @@ def _require_parent(composition: Composition, parent: Path | None) -> None:
 
 
 def describe(composition: Composition) -> str:
-    """What `--dry_run` prints: configuration, lineage, data found, weights, memory."""
+    """What `--dry_run` prints: configuration, lineage, data found, weights, memory.
+
+    Raises:
+      ConfigurationError: The configuration cannot be built, or could not run on this machine's devices.
+    """
     sections = [f"# Configuration of {composition.name}\n\n{composition.resolved().strip()}", _lineage(composition)]
     # An experiment this version cannot run may have no stage yet; what is configured is shown all the same.
     has_stage = "stage" in gin.get_bindings(run, resolve_references=False)
-    description = build()[0].describe() if has_stage else Description()
+    try:
+        description = build()[0].describe() if has_stage else Description()
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
     if description.data:
         width = max(map(len, description.data))
         sections.append("# Data\n\n" + "\n".join(f"{k:<{width}}  {v}" for k, v in description.data.items()))

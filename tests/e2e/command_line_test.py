@@ -190,6 +190,15 @@ def test_a_missing_data_root_is_answered_in_a_sentence(tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["attempts"][0]["status"].startswith("failed")
 
 
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_sizes_that_do(tmp_path):
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    bindings = ["BATCH_SIZE=30", "TRAIN_SCENES=2", "VAL_SCENES=2"]
+    flags = ["--experiment=debug_il", f"--workdir={tmp_path / 'run'}"]
+    result = recogdrive(*flags, cwd=tmp_path, bindings=bindings, environment=devices)
+    assert result.returncode == 1
+    assert "batch_size=30 does not divide over 8 devices" in result.stderr and "24 or 32" in result.stderr
+
+
 def test_a_folder_of_another_experiment_is_not_touched(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"experiment": "quickstart", "attempts": []}))
     result = recogdrive("--experiment=debug_il", f"--workdir={tmp_path}", cwd=tmp_path)

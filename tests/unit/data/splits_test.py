@@ -25,6 +25,14 @@ def test_nothing_is_opened_before_it_is_needed():
         splits.open_train()
 
 
+def test_a_split_is_opened_once_however_often_it_is_asked_for():
+    opened = []
+    splits = PlanningSplits(train=lambda: opened.append(1) or Source(3))
+    assert splits.open_train() is splits.open_train()
+    splits.describe()
+    assert opened == [1]
+
+
 def test_evaluated_splits_keep_their_order():
     splits = PlanningSplits(evaluate=[("z", lambda: Source(1)), ("a", lambda: Source(2))])
     assert list(splits.open_evaluate()) == ["z", "a"]

@@ -149,3 +149,13 @@ def test_the_description_of_an_experiment_without_stage_says_what_is_missing():
     text = base.describe(composition("2b_sft"))
     assert "# Not in this version\n\n2b_sft needs the InternVL3 stages" in text
     assert "# Parameters" not in text
+
+
+def test_a_stage_that_could_not_run_on_these_devices_is_refused_when_described(monkeypatch):
+    def refuses(self):
+        raise ValueError("batch_size=3 does not divide")
+
+    stage_that(lambda folder, parent: {})
+    monkeypatch.setattr(FakeStage, "describe", refuses)
+    with pytest.raises(ConfigurationError, match="batch_size=3 does not divide"):
+        base.describe(composition())
