@@ -5,6 +5,7 @@ import numpy as np
 import optax
 
 from recogdrive.models.planner.normalization import normalize
+from recogdrive.training.optim import AdamW, Constant, ema_update
 
 LOSS_RTOL = 1e-5  # a mean over few hundred float32 squares
 GRADIENT_LIMIT = 1e-4  # of the tensor's largest entry: the backward pass sums in another order
@@ -99,18 +100,15 @@ def test_twenty_adamw_steps_with_ema_end_where_the_reference_ends(optimised, ass
     planner = run.planner()
     params = run.params(planner)
     grad = run.gradient_function(planner, params, batches[0], stored["noise"][0], times[0], None)
-    optimiser = optax.chain(
-        optax.clip_by_global_norm(settings["clip"]),
-        optax.adamw(settings["lr"], b1=0.9, b2=0.95, eps=1e-8, weight_decay=1e-4),
-    )
+    # Betas, epsilon and decay are the product's defaults, which are the reference's.
+    optimiser, _ = AdamW(schedule=Constant(settings["lr"]), clip_norm=settings["clip"]).build(1, 1)
     state, ema = optimiser.init(params), params
 
     @jax.jit
     def update(params, state, ema, gradients):
         updates, state = optimiser.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
-        ema = jax.tree.map(lambda average, new: average + (1 - settings["ema_decay"]) * (new - average), ema, params)
-        return params, state, ema, optax.tree.norm(gradients)
+        return params, state, ema_update(ema, params, settings["ema_decay"]), optax.tree.norm(gradients)
 
     losses, norms = [], []
     for step in range(settings["steps"]):
