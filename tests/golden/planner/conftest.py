@@ -96,7 +96,11 @@ class Run:
         time = self.inputs["train_beta"] if self.method == "flow" else self.inputs["train_t"].astype(np.int32)
         masked = None
         if self.case.get("ego", "mlp") == "attention":
-            masked = (self.inputs["attention_mask_draw"] < 0.75).astype(np.float32)
+            # A case without such an entry was recorded with nothing hidden; zeros and ones are the mask itself.
+            draw = next((value for name, value in self.inputs.items() if "mask" in name), None)
+            if draw is not None:
+                is_mask = np.isin(draw, (0, 1)).all()
+                masked = draw.astype(np.float32) if is_mask else (draw < 0.75).astype(np.float32)
         return self.inputs["train_noise"], time, masked
 
     @cached_property
