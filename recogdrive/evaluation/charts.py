@@ -80,11 +80,8 @@ def training_charts(curves: TrainingCurves) -> list[str]:
         lines = {name: curves.series[name] for name in names if name in curves.series}
         if lines:
             charts.append(line_chart(title, lines))
+    # The headline split has the plain name, further splits have theirs before it: a line each.
     evaluations = {name: line for name, line in curves.series.items() if name.split("/")[-1] == "fde"}
-    # The headline split's values appear under a plain name and under the split's: one of the two is enough.
-    plain = [name for name in evaluations if name.removeprefix("eval/") == "fde"]
-    if len(evaluations) > len(plain):
-        evaluations = {name: line for name, line in evaluations.items() if name not in plain}
     if evaluations:
         charts.append(line_chart("FDE at 4 s during training (m)", evaluations, markers=True))
     return charts

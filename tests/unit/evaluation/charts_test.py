@@ -69,15 +69,14 @@ def test_a_run_without_training_has_no_curves(tmp_path):
 
 def test_there_is_a_chart_for_each_of_loss_rate_norm_and_evaluation():
     line = (np.array([1.0, 2.0]), np.array([1.0, 2.0]))
-    names = ("train/loss", "lr", "grad_norm", "perf/step_s", "eval/fde", "eval/val/fde", "eval/train/fde", "eval/ade")
+    names = ("train/loss", "lr", "grad_norm", "perf/step_s", "eval/fde", "eval/other_log/fde", "eval/ade")
 
     charts = training_charts(TrainingCurves(dict.fromkeys(names, line)))
 
     labels = [re.search(r'aria-label="([^"]+)"', chart)[1] for chart in charts]
     assert labels == ["Training loss", "Learning rate", "Gradient norm", "FDE at 4 s during training (m)"]
-    # The plain name repeats the headline split's values: two lines, not three.
-    assert "<!-- eval/val/fde -->" in charts[-1] and "<!-- eval/train/fde -->" in charts[-1]
-    assert "<!-- eval/fde -->" not in charts[-1]
+    assert "<!-- eval/fde -->" in charts[-1] and "<!-- eval/other_log/fde -->" in charts[-1]
+    assert "<!-- eval/ade -->" not in charts[-1]
 
 
 def test_a_single_evaluated_split_is_drawn_under_its_plain_name():
