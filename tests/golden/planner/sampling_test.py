@@ -55,8 +55,6 @@ def test_sampled_trajectories_and_every_step_are_the_references(sampled, group, 
 def test_the_compiled_sampler_gives_the_same_trajectories(sampled, assert_close):
     run = sampled
     name = "sample_stochastic" if "sample_stochastic/pred_traj" in run.outputs else "sample_deterministic"
-    if run.case["dims"]["layers"] > 4 and run.method != "ddim":
-        pytest.skip("one compiled sampler of the deep network is enough; its steps are compared above")
     planner = run.planner(**SAMPLINGS[name])
     trajectories = jax.jit(planner.sample_with_noise)(
         run.params(planner), run.batch(), run.inputs["init_noise"][:, None], run.inputs["step_noise"][:, :, None]
@@ -67,7 +65,7 @@ def test_the_compiled_sampler_gives_the_same_trajectories(sampled, assert_close)
 def test_a_doubled_output_head_samples_from_its_first_half(sampled, assert_close):
     run = sampled
     if "sample_mean_variance_head/pred_traj" not in run.outputs:
-        return
+        pytest.skip(f"{run.id} was recorded without a doubled output head, which flow matching alone has")
     planner = run.planner(mean_variance_head=True)
     found = jax.jit(planner.sample_with_noise)(
         run.params(planner), run.batch(), run.inputs["init_noise"][:, None], run.inputs["step_noise"][:, :, None]
@@ -99,7 +97,7 @@ def test_one_step_at_mixed_times_is_the_references(stepped, assert_close):
 def test_rollouts_keep_the_references_chain(rolled_out, kind, assert_close):
     run = rolled_out
     if f"chain_{kind}/chain" not in run.outputs:
-        return
+        pytest.skip(f"{run.id} was recorded without a {kind} rollout")
     planner = run.planner(deterministic=kind == "deterministic")
     denoise = run.denoiser(planner, samples=1)
     initial, noise = run.inputs["init_noise"][:, None], run.inputs["step_noise"][:, :, None]
