@@ -33,6 +33,20 @@ def golden_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden_metric_cache(golden_dir) -> Path:
+    """Reference scenes of navsim_mini: of `RECOGDRIVE_GOLDEN` where it has any, else of ../shared/golden."""
+    own = golden_dir / "metric_cache"
+    return own if own.exists() else _present_or_absent(SHARED / "golden" / "metric_cache", "golden metric cache")
+
+
+@pytest.fixture(scope="session")
+def golden_planner_constants(golden_dir) -> Path:
+    """Learning rates, normalisation and schedule of the reference, found likewise."""
+    own = golden_dir / "planner" / "constants.json"
+    return own if own.exists() else _present_or_absent(SHARED / "golden" / "planner" / own.name, "planner constants")
+
+
+@pytest.fixture(scope="session")
 def navsim_mini() -> Path:
     """Two logs of real driving in NAVSIM's format (an OPENSCENE_DATA_ROOT)."""
     return _present_or_absent(SHARED / "data" / "navsim_mini", "navsim_mini")

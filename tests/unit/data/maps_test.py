@@ -198,7 +198,7 @@ def test_selection_equals_a_test_of_every_polygon(navsim_mini):
     assert 50 < len(expected) < sum(map(len, city.elements.values()))
 
 
-def test_selection_and_outlines_equal_those_of_the_reference(navsim_mini, golden_dir):
+def test_selection_and_outlines_equal_those_of_the_reference(navsim_mini, golden_metric_cache):
     official = {
         17: MapLayer.ROADBLOCK,
         1: MapLayer.INTERSECTION,
@@ -206,7 +206,7 @@ def test_selection_and_outlines_equal_those_of_the_reference(navsim_mini, golden
         0: MapLayer.LANE,
         11: MapLayer.LANE_CONNECTOR,
     }
-    files = sorted((golden_dir / "metric_cache").glob("*.npz"))
+    files = sorted(golden_metric_cache.glob("*.npz"))
     assert files
     for file in files:
         with np.load(file) as golden:

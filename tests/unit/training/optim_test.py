@@ -10,8 +10,8 @@ import pytest
 from recogdrive.training.optim import AdamW, Constant, WarmupCosine, ema_update, epoch_of
 
 
-def test_learning_rates_per_epoch_equal_the_reference_tables(golden_dir):
-    tables = json.loads((golden_dir / "planner" / "constants.json").read_text())["warmup_cosine"]
+def test_learning_rates_per_epoch_equal_the_reference_tables(golden_planner_constants):
+    tables = json.loads(golden_planner_constants.read_text())["warmup_cosine"]
     assert tables
     for name, table in tables.items():
         schedule = WarmupCosine(
