@@ -90,7 +90,7 @@ def test_every_experiment_is_described_from_the_wheel_alone(environment, tmp_pat
         assert str(environment.parent.parent) in path
 
 
-def test_the_installed_command_lists_experiments(environment, tmp_path):
+def test_the_entry_point_of_the_wheel_lists_experiments(environment, tmp_path):
     result = run(
         environment, "-c", "from recogdrive.main import console_entry; console_entry()", "--list", cwd=tmp_path
     )

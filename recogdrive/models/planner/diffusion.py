@@ -4,6 +4,7 @@ Everything acts on normalised trajectories and on a `Denoiser`, the network with
 S samples a scene, K denoising steps.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -30,7 +31,7 @@ DDIM_EVALUATION_STD_FLOOR = 1e-4
 DDPM_STD_FLOOR = 1e-3
 
 
-class _Gaussian:
+class _Gaussian(abc.ABC):
     """What DDIM and DDPM share: the noise-prediction loss and the loop over Gaussian transitions."""
 
     output_channels: ClassVar[int] = 3
@@ -53,10 +54,11 @@ class _Gaussian:
         errors = (prediction - noise) ** 2
         return errors.mean(), errors
 
+    @abc.abstractmethod
     def transitions(self, denoising_steps: int) -> dict[str, np.ndarray]:
         """Constants of the sampler's steps in order, each of length `num_steps`; `t` is the time given to the net."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def posterior(
         self, x: Float[Array, "*n 8 3"], prediction: Float[Array, "*n 8 3"], step: dict[str, Array], stochastic: bool
     ) -> tuple[Float[Array, "*n 8 3"], Float[Array, "*#n 1 1"], Float[Array, "*n 8 3"]]:
@@ -64,16 +66,18 @@ class _Gaussian:
 
         `step` holds this step's entries of `transitions`, broadcastable against x.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _evaluation_std(self, std: Array, step: dict[str, Array], deterministic: bool) -> Array:
-        raise NotImplementedError
+        """Standard deviation of an evaluation's step, floors applied."""
 
+    @abc.abstractmethod
     def _rollout_std(self, std: Array, step: dict[str, Array], deterministic: bool) -> Array:
-        raise NotImplementedError
+        """The same of a rollout's step."""
 
+    @abc.abstractmethod
     def _evaluation_noise_clip(self) -> float | None:
-        raise NotImplementedError
+        """Limit of an evaluation's noise in standard deviations; None for no limit."""
 
     def num_steps(self, denoising_steps: int) -> int:
         """Number of network evaluations of the sampler."""

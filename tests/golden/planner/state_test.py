@@ -26,17 +26,17 @@ def _table(entries):
     return {name: {"shape": list(value.shape), "dtype": str(value.dtype)} for name, value in entries.items()}
 
 
-def test_state_dict_has_the_references_names_shapes_and_types_in_order(stored):
+def test_state_dict_has_the_references_names_shapes_and_types_in_order(stored, not_stored):
     if "state_dict" not in stored.report:
-        pytest.skip(f"{stored.name}.json holds no state dict table")
+        not_stored(f"{stored.name}.json holds no state dict table")
     planner = stored.planner()
     found = _table(official_entries(stored.params(planner), planner))
     assert list(found.items()) == list(stored.report["state_dict"][stored.method].items())
 
 
-def test_generated_weights_have_the_recorded_sha256(stored):
+def test_generated_weights_have_the_recorded_sha256(stored, not_stored):
     if "weight_sha256" not in stored.report:
-        pytest.skip(f"{stored.name}.json holds no hashes")
+        not_stored(f"{stored.name}.json holds no hashes")
     recorded = stored.report["weight_sha256"]
     hashes = recorded[stored.method]
     if hashes == "same parameters as the first method":
@@ -47,10 +47,10 @@ def test_generated_weights_have_the_recorded_sha256(stored):
         assert hashlib.sha256(np.asarray(params[name]).tobytes()).hexdigest() == expected, name
 
 
-def test_stored_state_and_buffers_are_ours(stored, planner_golden_dir, assert_close):
+def test_stored_state_and_buffers_are_ours(stored, planner_golden_dir, assert_close, not_stored):
     paths = [planner_golden_dir / f"{stored.name}_{stored.method}_{kind}.safetensors" for kind in ("state", "buffers")]
     if not any(path.exists() for path in paths):
-        pytest.skip(f"no state or buffers of {stored.id}")
+        not_stored(f"no state or buffers of {stored.id}")
     planner = stored.planner()
     entries = official_entries(stored.params(planner), planner)
     compared = 0
@@ -66,10 +66,10 @@ def test_stored_state_and_buffers_are_ours(stored, planner_golden_dir, assert_cl
 
 
 @pytest.mark.parametrize(("size", "width", "trainable"), [("2B", 1536, 34_329_219), ("8B", 3584, 35_115_651)])
-def test_small_planner_has_the_official_checkpoints_layout(planner_golden_dir, size, width, trainable):
+def test_small_planner_has_the_official_checkpoints_layout(planner_golden_dir, size, width, trainable, not_stored):
     path = planner_golden_dir / f"checkpoint_keys_{size}_IL.json"
     if not path.exists():
-        pytest.skip(f"no table at {path}")
+        not_stored(f"no table at {path}")
     table = json.loads(path.read_text())
     planner = DiffusionPlanner(width)
     params = {row.name: np.broadcast_to(np.float32(0), row.shape) for row in planner.parameter_table()}
@@ -83,7 +83,7 @@ def test_small_planner_has_the_official_checkpoints_layout(planner_golden_dir, s
 def constants(planner_golden_dir):
     path = planner_golden_dir / "constants.json"
     if not path.exists():
-        pytest.skip(f"no constants at {path}")
+        not_stored(f"no constants at {path}")
     return json.loads(path.read_text())
 
 
