@@ -1,0 +1,1 @@
+"""The sub-scores of the PDM score, one a file."""
