@@ -1,0 +1,173 @@
+"""Which polygons of the map hold a point: exact lookups in the grid of `map_index.py`, for many points at once."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from recogdrive.pdm.map_index import WORD_BITS
+from recogdrive.pdm.predicates import exact_orientation, orientation
+
+_EXACT_AT_ONCE = 64
+
+
+class MapArrays(NamedTuple):
+    """Indices of S scenes as arrays, padded to M cells, N listed edges and W mask words; see `MapIndex`.
+
+    Attributes:
+      origin: (S, 2) metres.
+      cells_per_m: (S,).
+      shape: (S, 2) int32.
+      starts: (S, M + 1) int32; unused cells list nothing.
+      whole: (S, M, W) uint32.
+      edges: (S, N, 4) metres.
+      bits: (S, N) int32.
+      lane_bits: (S, W) uint32.
+      route_bits: (S, W).
+      drivable_bits: (S, W).
+      intersection_bits: (S, W).
+    """
+
+    origin: Float[Array, "S 2"]
+    cells_per_m: Float[Array, "S"]
+    shape: Int[Array, "S 2"]
+    starts: Int[Array, "S M1"]
+    whole: UInt32[Array, "S M W"]
+    edges: Float[Array, "S N 4"]
+    bits: Int[Array, "S N"]
+    lane_bits: UInt32[Array, "S W"]
+    route_bits: UInt32[Array, "S W"]
+    drivable_bits: UInt32[Array, "S W"]
+    intersection_bits: UInt32[Array, "S W"]
+
+
+class _Flat(NamedTuple):
+    """What lookups gather from, without the scene axis: one flat position names a cell or an edge of a scene."""
+
+    starts: Int[Array, "SM1"]
+    whole: UInt32[Array, "SM W"]
+    ends: tuple[Float[Array, "SN"], Float[Array, "SN"], Float[Array, "SN"], Float[Array, "SN"]]
+    bits: Int[Array, "SN"]
+
+
+def polygons_at(maps: MapArrays, x: Float[Array, "S K"], y: Float[Array, "S K"]) -> tuple[UInt32[Array, "S K"], ...]:
+    """Mask words of the polygons that hold each point, by the rule of shapely's `contains`: borders are outside.
+
+    The answer is exact for the given numbers: where rounding could turn a sign, it is computed without rounding.
+
+    Args:
+      maps: Indices of S scenes.
+      x: K points of each scene, local frame, metres.
+      y: Likewise.
+
+    Returns:
+      W arrays of mask words, to be compared with the masks of `maps`.
+    """
+    num_cells, num_edges = maps.whole.shape[1], maps.edges.shape[1]
+    scene = jnp.broadcast_to(jnp.arange(x.shape[0], dtype=jnp.int32)[:, None], x.shape)
+    column = jnp.floor((x - maps.origin[:, :1]) * maps.cells_per_m[:, None]).astype(jnp.int32)
+    row = jnp.floor((y - maps.origin[:, 1:]) * maps.cells_per_m[:, None]).astype(jnp.int32)
+    columns, rows = maps.shape[:, :1], maps.shape[:, 1:]
+    on_grid = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+    cell = jnp.where(on_grid, row * columns + column, 0)
+    flat = _Flat(
+        maps.starts.reshape(-1),
+        maps.whole.reshape(-1, maps.whole.shape[-1]),
+        tuple(maps.edges[..., i].reshape(-1) for i in range(4)),
+        maps.bits.reshape(-1),
+    )
+    first = flat.starts[scene * (num_cells + 1) + cell]
+    count = jnp.where(on_grid, flat.starts[scene * (num_cells + 1) + cell + 1] - first, 0)
+    whole = flat.whole[scene * num_cells + cell]
+    inside = tuple(jnp.where(on_grid, whole[..., w], 0) for w in range(whole.shape[-1]))
+    first = first + scene * num_edges
+    found, unsure = _walk(flat, first, count, x, y, inside, exact=False)
+    return jax.lax.cond(
+        jnp.any(unsure),
+        lambda found: _settle(flat, first, count, x, y, inside, found, unsure),
+        lambda found: found,
+        found,
+    )
+
+
+def _walk(
+    flat: _Flat,
+    first: Int[Array, "*n"],
+    count: Int[Array, "*n"],
+    x: Float[Array, "*n"],
+    y: Float[Array, "*n"],
+    inside: tuple[UInt32[Array, "*n"], ...],
+    *,
+    exact: bool,
+) -> tuple[tuple[UInt32[Array, "*n"], ...], Bool[Array, "*n"]]:
+    """Goes through the edges of every point's cell at once, the k-th of each in round k."""
+    most = jnp.max(count, initial=0)
+    border = tuple(jnp.zeros_like(word) for word in inside)
+
+    def visit(carry: tuple) -> tuple:
+        k, inside, border, unsure = carry
+        listed = k < count
+        edge = jnp.where(listed, first + k, 0)
+        x0, y0, x1, y1 = (end[edge] for end in flat.ends)
+        bit = flat.bits[edge]
+        if exact:
+            side, certain = exact_orientation((x0, y0), (x1, y1), (x, y)), jnp.ones_like(listed)
+        else:
+            side, certain = orientation((x0, y0), (x1, y1), (x, y))
+        upwards = y0 <= y
+        crosses = listed & (upwards != (y1 <= y))
+        # Left of an edge that goes up, or right of one that goes down: the ray to the right meets it.
+        met = crosses & ((side > 0) == (y1 > y0)) & (side != 0)
+        alongside = (jnp.minimum(x0, x1) <= x) & (x <= jnp.maximum(x0, x1))
+        alongside &= listed & (jnp.minimum(y0, y1) <= y) & (y <= jnp.maximum(y0, y1))
+        touches = alongside & (side == 0)
+        unsure |= (crosses | alongside) & ~certain
+        one = jnp.left_shift(jnp.uint32(1), (bit % WORD_BITS).astype(jnp.uint32))
+        words = [jnp.where(bit // WORD_BITS == w, one, 0) for w in range(len(inside))]
+        inside = tuple(i ^ jnp.where(met, word, 0) for i, word in zip(inside, words, strict=True))
+        border = tuple(b | jnp.where(touches, word, 0) for b, word in zip(border, words, strict=True))
+        return k + 1, inside, border, unsure
+
+    start = (jnp.int32(0), inside, border, jnp.zeros(x.shape, bool))
+    _, inside, border, unsure = jax.lax.while_loop(lambda carry: carry[0] < most, visit, start)
+    return tuple(i & ~b for i, b in zip(inside, border, strict=True)), unsure
+
+
+def _settle(
+    flat: _Flat,
+    first: Int[Array, "S K"],
+    count: Int[Array, "S K"],
+    x: Float[Array, "S K"],
+    y: Float[Array, "S K"],
+    inside: tuple[UInt32[Array, "S K"], ...],
+    found: tuple[UInt32[Array, "S K"], ...],
+    unsure: Bool[Array, "S K"],
+) -> tuple[UInt32[Array, "S K"], ...]:
+    """Answers the unsure points without rounding, a few at a time."""
+    points = [v.reshape(-1) for v in (first, count, x, y)]
+    inside = tuple(word.reshape(-1) for word in inside)
+
+    def settle_some(carry: tuple) -> tuple:
+        found, unsure = carry
+        (chosen,) = jnp.nonzero(unsure, size=_EXACT_AT_ONCE, fill_value=x.size)
+        is_point = chosen < x.size
+        safe = jnp.where(is_point, chosen, 0)
+        first, count, px, py = (v[safe] for v in points)
+        answer, _ = _walk(
+            flat, first, jnp.where(is_point, count, 0), px, py, tuple(w[safe] for w in inside), exact=True
+        )
+        found = tuple(f.at[chosen].set(a, mode="drop") for f, a in zip(found, answer, strict=True))
+        return found, unsure.at[chosen].set(False, mode="drop")
+
+    start = (tuple(f.reshape(-1) for f in found), unsure.reshape(-1))
+    found, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), settle_some, start)
+    return tuple(f.reshape(x.shape) for f in found)
+
+
+def any_of(words: tuple[UInt32[Array, "S *n"], ...], mask: UInt32[Array, "S W"]) -> Bool[Array, "S *n"]:
+    """Whether some polygon of the mask is among those of the words."""
+    found = jnp.zeros(words[0].shape, bool)
+    for w, word in enumerate(words):
+        found |= (word & mask[:, w].reshape(-1, *[1] * (word.ndim - 1))) != 0
+    return found
