@@ -32,8 +32,9 @@ class PdmScene:
     """One scene to score trajectories in.
 
     All geometry is in one metric frame near the ego (the *local frame*): x, y in metres, headings counter-clockwise
-    from its x axis; `origin` places it in the world. T = 51 observed steps of 0.1 s from now on, A tracks, P polygons with
-    R rings of V vertices, C points of the centre line. Geometry is float32 or float64; scoring reads it in its own dtype.
+    from its x axis; `origin` places it in the world. T = 51 observed steps of 0.1 s from now on, A tracks, P polygons
+    with R rings of V vertices, C points of the centre line. Geometry (poses, sizes, vertices, centre line) is float32
+    or float64, the same throughout a scene; scoring reads it in its own dtype.
 
     Attributes:
       token: Identity of the scene.
@@ -45,7 +46,8 @@ class PdmScene:
       agent_poses: (T, A, 3) box centre x, y and heading; zeros where absent.
       agent_valid: (T, A) bool, whether the track is there at that step.
       agent_sizes: (A, 2) length and width.
-      agent_speeds: (A,) speed at the first of the T steps where the track is there, in m/s; what "is it stopped" means.
+      agent_speeds: (A,) float64 speed in m/s at the first of the T steps where the track is there; what "is it stopped"
+        means.
       agent_types: (A,) int8 of `AgentClass`.
       vertices: (V, 2) of all rings, without repeated closing points.
       ring_offsets: (R + 1,) int32; ring r holds vertices `ring_offsets[r]:ring_offsets[r + 1]`.
