@@ -45,6 +45,17 @@ class ConstantVelocity:
 
 
 @gin.register
+class Stopped:
+    """Stays where it is: 8 zero poses, whatever the current speed."""
+
+    name = "stopped"
+
+    def plan(self, scenes: Sequence[Scene]) -> Float32[np.ndarray, "N 8 3"]:
+        """Plans the origin of each scene's frame."""
+        return np.zeros((len(scenes), FUTURE_FRAMES, 3), dtype=np.float32)
+
+
+@gin.register
 class Human:
     """Drives what was recorded: the upper bound of open-loop results. Source: NAVSIM `HumanAgent`."""
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from recogdrive.data.context import ContextSource
 from recogdrive.data.samples import SceneSource
 from recogdrive.data.types import Scene
-from recogdrive.evaluation.agents import Agent, ConstantVelocity, Human, recorded_trajectories
+from recogdrive.evaluation.agents import Agent, ConstantVelocity, Human, Stopped, recorded_trajectories
 from recogdrive.evaluation.bev import trajectory_grid
 from recogdrive.evaluation.open_loop import evaluate_open_loop, trajectory_errors
 from recogdrive.evaluation.planner_agent import PlannerAgent, planning_batches
@@ -29,7 +29,7 @@ class OpenLoop:
     """Compares planned with driven trajectories, during training on a part of each split and at the end on all of it.
 
     Args:
-      baselines: Agents that stand beside the planner; constant velocity and the human unless given.
+      baselines: Agents that stand beside the planner; constant velocity, stopped and the human unless given.
       batch_size: Scenes planned at once.
       seed: Of the sampler's noise.
       scenes_during_training: How many scenes of each split a periodic evaluation takes, evenly spaced.
@@ -50,7 +50,7 @@ class OpenLoop:
                 f"OpenLoop.scenes_during_training={scenes_during_training} must be positive and "
                 f"pictures={pictures} not negative."
             )
-        self._baselines = (ConstantVelocity(), Human()) if baselines is None else tuple(baselines)
+        self._baselines = (ConstantVelocity(), Stopped(), Human()) if baselines is None else tuple(baselines)
         self._batch_size = batch_size
         self._seed = seed
         self._scenes_during_training = scenes_during_training
@@ -86,7 +86,7 @@ class OpenLoop:
                 prefix = "" if part is parts[0] else f"{part.name}/"
                 found |= {f"{prefix}{metric}": value for metric, value in means.items()}
                 if self._pictures:
-                    found[f"{part.name}/trajectories"] = part.picture(planned, self._pictures)
+                    found[f"{part.name}/trajectories"] = part.picture(agent.name, planned, self._pictures)
             return found
 
         return evaluate
@@ -99,12 +99,17 @@ class OpenLoop:
     ) -> dict[str, dict[str, float]]:
         """Evaluates `agents` and the baselines on all of every split; writes tables, summary and report.
 
+        The first agent is the report's subject. A baseline that carries an agent's name is left out: the agent stands
+        in its place.
+
         Returns:
           agent -> metric -> value, as in `summary.json`.
         """
-        evaluation = evaluate_open_loop([*agents, *self._baselines], list(splits.items()), progress=True)
+        named = {agent.name for agent in agents}
+        everyone = [*agents, *(baseline for baseline in self._baselines if baseline.name not in named)]
+        evaluation = evaluate_open_loop(everyone, list(splits.items()), progress=True)
         summary = write_tables(run_dir, evaluation)
-        write_report(run_dir, evaluation)
+        write_report(run_dir, evaluation, subject=everyone[0].name)
         for split in splits:
             for agent, metrics in summary.items():
                 shown = "  ".join(f"{name} {metrics[f'{split}/{name}']:.3f}" for name in HEADLINE_METRICS)
@@ -131,9 +136,9 @@ class _Part:
             "heading_error": float(errors["heading_error"].mean()),
         }
 
-    def picture(self, planned: np.ndarray, count: int) -> Figure:
+    def picture(self, agent: str, planned: np.ndarray, count: int) -> Figure:
         shown = np.unique(np.linspace(0, len(self.scenes) - 1, min(count, len(self.scenes))).round().astype(int))
-        return trajectory_grid([self.scenes[i] for i in shown], {"planner": planned[shown]})
+        return trajectory_grid([self.scenes[i] for i in shown], {agent: planned[shown]})
 
 
 def headline(summary: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

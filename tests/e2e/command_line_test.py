@@ -78,10 +78,10 @@ def test_the_record_says_what_ran_on_what_and_how_it_ended(finished_run):
 def test_summary_and_tables_agree(finished_run):
     folder, _ = finished_run
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary) == {"planner", "constant_velocity", "human"}
+    assert set(summary) == {"planner", "constant_velocity", "stopped", "human"}
     assert summary["human"]["fde"] == 0.0 and summary["planner"]["scenes"] == 6
     rows = list(csv.DictReader((folder / "scenes.csv").open()))
-    assert len(rows) == 18
+    assert len(rows) == 24
     for agent, metrics in summary.items():
         mean = sum(float(row["fde"]) for row in rows if row["agent"] == agent) / 6
         assert mean == pytest.approx(metrics["fde"], rel=1e-9)

@@ -2,7 +2,7 @@ import gin
 import numpy as np
 import pytest
 
-from recogdrive.evaluation.agents import Agent, ConstantVelocity, Human, recorded_trajectories
+from recogdrive.evaluation.agents import Agent, ConstantVelocity, Human, Stopped, recorded_trajectories
 
 
 def test_constant_velocity_drives_straight_with_the_length_of_the_velocity(make_scene):
@@ -20,6 +20,13 @@ def test_constant_velocity_reads_the_current_frame_of_the_history(make_scene):
     scene.ego.velocity[3] = (1.0, 0.0)
 
     assert ConstantVelocity().plan([scene])[0, -1, 0] == 4.0
+
+
+def test_stopped_plans_the_origin_at_any_speed(make_scene):
+    planned = Stopped().plan([make_scene(speed_mps=0.0), make_scene(speed_mps=20.0)])
+
+    assert planned.shape == (2, 8, 3) and planned.dtype == np.float32
+    np.testing.assert_array_equal(planned, 0.0)
 
 
 def test_human_returns_the_first_eight_recorded_poses(make_scene):
@@ -53,17 +60,17 @@ def test_a_long_list_of_scenes_without_future_is_cut_and_counted(make_scene):
         recorded_trajectories(scenes)
 
 
-@pytest.mark.parametrize("agent", [ConstantVelocity(), Human()])
+@pytest.mark.parametrize("agent", [ConstantVelocity(), Stopped(), Human()])
 def test_no_scenes_give_an_empty_plan_of_the_right_shape(agent):
     assert isinstance(agent, Agent)
     assert agent.plan([]).shape == (0, 8, 3)
 
 
-def test_both_agents_can_be_named_in_a_gin_file():
+def test_every_agent_can_be_named_in_a_gin_file():
     @gin.configurable(module="agents_test")
     def names(agents):
         return [agent.name for agent in agents]
 
-    gin.parse_config("names.agents = [@ConstantVelocity(), @Human()]")
+    gin.parse_config("names.agents = [@ConstantVelocity(), @Stopped(), @Human()]")
 
-    assert names() == ["constant_velocity", "human"]
+    assert names() == ["constant_velocity", "stopped", "human"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recogdrive.data.context import SceneTokens
-from recogdrive.evaluation.agents import ConstantVelocity, recorded_trajectories
+from recogdrive.evaluation.agents import ConstantVelocity, Human, recorded_trajectories
 from recogdrive.stages import open_loop
 from recogdrive.stages.open_loop import OpenLoop, headline
 
@@ -89,6 +89,21 @@ def test_the_final_evaluation_writes_tables_and_report_for_agent_and_baselines(s
     assert list(summary) == ["planner", "constant_velocity"]
     for name in ("summary.json", "scenes.csv", "scenes.parquet", "report/index.html"):
         assert (tmp_path / name).is_file()
+
+
+def test_the_usual_baselines_are_rows_and_one_that_carries_an_agents_name_gives_way(straight_scene, tmp_path):
+    stand_in = Human()
+    summary = OpenLoop().final(tmp_path, [stand_in], {"val": Source(straight_scene, 1)})
+    assert list(summary) == ["human", "constant_velocity", "stopped"]
+    # The future is (9 t, 0.1 t): at 4 s it is 36 m ahead and 0.4 m to the left of where a stopped car is.
+    assert summary["stopped"]["fde"] == pytest.approx(np.hypot(36.0, 0.4), rel=1e-6)
+
+
+def test_the_report_is_about_the_first_agent_even_if_it_is_a_baseline(straight_scene, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(open_loop, "write_report", lambda *a, **k: asked.update(k))
+    OpenLoop().final(tmp_path, [Human()], {"val": Source(straight_scene, 1)})
+    assert asked["subject"] == "human"
 
 
 def test_the_headline_is_every_agents_plain_metrics():
