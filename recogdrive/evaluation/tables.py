@@ -1,41 +1,60 @@
-"""Results as files: `summary.json`, `scenes.parquet` and `scenes.csv` of a run folder."""
+"""Results as files: `summary.json`, the tables of all scenes, and PDM scores in NAVSIM's own layout."""
 
+import csv
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
 from recogdrive.evaluation.open_loop import OpenLoopEvaluation, OpenLoopRow, summarise
+from recogdrive.evaluation.pdms import SUB_SCORES, PdmsEvaluation, PdmsRow, summarise_pdms
 
 SUMMARY_FILE = "summary.json"
 PARQUET_FILE = "scenes.parquet"
 CSV_FILE = "scenes.csv"
+PDMS_PARQUET_FILE = "pdms.parquet"
+PDMS_CSV_FILE = "pdms.csv"
+PDMS_DIR = "pdms"
+FAILED_FILE = "failed.csv"
+"""Within `pdms/`: rows without a score."""
+
+NAVSIM_COLUMNS = ("token", "valid", *SUB_SCORES, "score")
+AVERAGE_TOKEN = "average"
 
 _ARROW_TYPES = {
     str: pa.string(),
     bool: pa.bool_(),
     float: pa.float64(),
+    int | None: pa.int32(),
     bool | None: pa.bool_(),
     float | None: pa.float64(),
 }
 SCHEMA = pa.schema([pa.field(f.name, _ARROW_TYPES[f.type]) for f in fields(OpenLoopRow)])
-"""Columns of the per-scene tables, in file order: the fields of `OpenLoopRow`."""
+"""Columns of `scenes.*`, in file order: the fields of `OpenLoopRow`."""
+PDMS_SCHEMA = pa.schema([pa.field(f.name, _ARROW_TYPES[f.type]) for f in fields(PdmsRow)])
+"""Columns of `pdms.*`: the fields of `PdmsRow`."""
 
 
-def write_tables(run_dir: Path, evaluation: OpenLoopEvaluation) -> dict[str, dict[str, float]]:
+def write_tables(
+    run_dir: Path, evaluation: OpenLoopEvaluation, pdms: PdmsEvaluation | None = None
+) -> dict[str, dict[str, float]]:
     """Writes the per-scene tables, then the summary that stands for them; each file whole or not at all.
 
     Returns:
-      The summary, agent -> metric -> value.
+      The summary, agent -> metric -> value; PDM scores, where there are any, first.
     """
     summary = summarise(evaluation.rows)
     write_rows(run_dir, evaluation.rows)
+    if pdms is not None:
+        write_pdms(run_dir, pdms)
+        summary = merge_summaries(summarise_pdms(pdms.rows), summary)
     write_summary(run_dir, summary)
     return summary
 
@@ -43,17 +62,63 @@ def write_tables(run_dir: Path, evaluation: OpenLoopEvaluation) -> dict[str, dic
 def write_rows(run_dir: Path, rows: Sequence[OpenLoopRow]) -> None:
     """Writes `scenes.parquet` and `scenes.csv` with equal content; metrics of invalid rows are empty cells."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
-    replace_file(run_dir / PARQUET_FILE, lambda path: pa.parquet.write_table(table, path))
-    replace_file(run_dir / CSV_FILE, lambda path: pa.csv.write_csv(table, path))
+    _write_both(run_dir / PARQUET_FILE, run_dir / CSV_FILE, [asdict(row) for row in rows], SCHEMA)
 
 
 def read_rows(run_dir: Path) -> tuple[OpenLoopRow, ...]:
     """Reads `scenes.parquet` back."""
-    table = pa.parquet.read_table(run_dir / PARQUET_FILE)
-    if table.schema.names != SCHEMA.names:
-        raise ValueError(f"{run_dir / PARQUET_FILE} has columns {table.schema.names}, not {SCHEMA.names}.")
-    return tuple(OpenLoopRow(**row) for row in table.to_pylist())
+    return tuple(OpenLoopRow(**row) for row in _read(run_dir / PARQUET_FILE, SCHEMA))
+
+
+def write_pdms(run_dir: Path, pdms: PdmsEvaluation) -> None:
+    """Writes the PDM scores.
+
+    `pdms.parquet` and `pdms.csv` hold every row with its diagnostics, `pdms/failed.csv` those without a score, and
+    `pdms/<split>/<agent>.csv` one agent's scores in NAVSIM's layout, see `write_navsim_table`.
+    """
+    folder = run_dir / PDMS_DIR
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_both(run_dir / PDMS_PARQUET_FILE, run_dir / PDMS_CSV_FILE, [asdict(row) for row in pdms.rows], PDMS_SCHEMA)
+    failed = ["split", "agent", "token", "log_name", "problem"]
+    lines = [[getattr(row, name) for name in failed] for row in pdms.failed]
+    replace_file(folder / FAILED_FILE, lambda path: _write_csv(path, [failed, *lines]))
+    groups: dict[tuple[str, str], list[PdmsRow]] = {}
+    for row in pdms.rows:
+        groups.setdefault((row.split, row.agent), []).append(row)
+    for (split, agent), rows in groups.items():
+        (folder / split).mkdir(exist_ok=True)
+        write_navsim_table(folder / split / f"{agent}.csv", rows)
+
+
+def read_pdms_rows(run_dir: Path) -> tuple[PdmsRow, ...]:
+    """Reads `pdms.parquet` back."""
+    return tuple(PdmsRow(**row) for row in _read(run_dir / PDMS_PARQUET_FILE, PDMS_SCHEMA))
+
+
+def write_navsim_table(path: Path, rows: Sequence[PdmsRow]) -> None:
+    """Writes the PDM scores of one agent on one split as NAVSIM does, without the unnamed index column.
+
+    One line a token, cells of failed scenes empty; the last line has the token `average`, is valid where all are, and
+    holds means over the cells that are not empty.
+
+    Source: NAVSIM `run_pdm_score.py`.
+    """
+    valid = [row for row in rows if row.valid]
+    lines: list[list[object]] = [[getattr(row, name) for name in NAVSIM_COLUMNS] for row in rows]
+    means = [
+        math.fsum(getattr(row, name) for row in valid) / len(valid) if valid else None for name in NAVSIM_COLUMNS[2:]
+    ]
+    lines.append([AVERAGE_TOKEN, len(valid) == len(rows), *means])
+    replace_file(path, lambda temporary: _write_csv(temporary, [NAVSIM_COLUMNS, *lines]))
+
+
+def merge_summaries(*summaries: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """One summary of several; an agent's plain names, those of the headline split, come before the others."""
+    merged: dict[str, dict[str, float]] = {}
+    for summary in summaries:
+        for agent, metrics in summary.items():
+            merged.setdefault(agent, {}).update(metrics)
+    return {agent: dict(sorted(m.items(), key=lambda item: "/" in item[0])) for agent, m in merged.items()}
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, Mapping[str, float]]) -> None:
@@ -81,3 +146,24 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_both(parquet: Path, csv_file: Path, rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> None:
+    """The same table in both formats."""
+    table = pa.Table.from_pylist(rows, schema=schema)
+    replace_file(parquet, lambda path: pa.parquet.write_table(table, path))
+    replace_file(csv_file, lambda path: pa.csv.write_csv(table, path))
+
+
+def _read(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    """Rows of a Parquet table with these columns."""
+    table = pa.parquet.read_table(path)
+    if table.schema.names != schema.names:
+        raise ValueError(f"{path} has columns {table.schema.names}, not {schema.names}.")
+    return table.to_pylist()
+
+
+def _write_csv(path: Path, lines: Iterable[Sequence[object]]) -> None:
+    """Lines of cells; None is an empty one."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)

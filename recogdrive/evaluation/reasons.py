@@ -1,0 +1,139 @@
+"""Why a trajectory lost points of its PDM score, in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from recogdrive.data.types import AgentClass
+from recogdrive.pdm.scene import PdmScene
+from recogdrive.pdm.scores import PdmScores
+from recogdrive.pdm.state import STEP_S
+
+CORNER_NAMES = ("front left", "rear left", "rear right", "front right")
+"""In the order of `PdmScores.off_road_corner`."""
+
+FULL_PROGRESS = 0.995
+"""From here on progress reads as 100 %, and is not called a loss."""
+
+OBJECT_NAMES = {
+    AgentClass.VEHICLE: "vehicle",
+    AgentClass.PEDESTRIAN: "pedestrian",
+    AgentClass.BICYCLE: "bicycle",
+    AgentClass.TRAFFIC_CONE: "traffic cone",
+    AgentClass.BARRIER: "barrier",
+    AgentClass.CZONE_SIGN: "construction sign",
+    AgentClass.GENERIC_OBJECT: "object",
+}
+
+
+class LossKind(StrEnum):
+    """What costs points, the gravest first."""
+
+    COLLISION = "collision"
+    OFF_ROAD = "off_road"
+    TIME_TO_COLLISION = "time_to_collision"
+    COMFORT = "comfort"
+    PROGRESS = "progress"
+    DIRECTION = "direction"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A signal that comfort bounds: how people call it, its unit and the open interval it must stay in."""
+
+    name: str
+    unit: str
+    low: float
+    high: float
+
+
+COMFORT_SIGNALS = (
+    Signal("longitudinal acceleration", "m/s^2", -4.05, 2.40),
+    Signal("lateral acceleration", "m/s^2", -4.89, 4.89),
+    Signal("jerk magnitude", "m/s^3", -8.37, 8.37),
+    Signal("longitudinal jerk", "m/s^3", -4.13, 4.13),
+    Signal("yaw acceleration", "rad/s^2", -1.93, 1.93),
+    Signal("yaw rate", "rad/s", -0.95, 0.95),
+)
+"""In the order of `PdmScores.comfort_ok`. Source: NAVSIM `pdm_comfort_metrics.py`."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One thing that cost points.
+
+    Attributes:
+      kind: What it concerns.
+      text: What happened, as part of a sentence.
+    """
+
+    kind: LossKind
+    text: str
+
+
+def losses_of(scene: PdmScene, scores: PdmScores, s: int, g: int) -> tuple[Loss, ...]:
+    """What cost trajectory `g` of scene `s` points, gravest first; empty where it lost none or could not be scored."""
+    if not scores.valid[s, g]:
+        return ()
+    found = []
+    if scores.no_at_fault_collisions[s, g] < 1:
+        hit = object_name(scene, int(scores.collision_track[s, g]))
+        found.append(Loss(LossKind.COLLISION, f"hits {hit} {_when(int(scores.collision_step[s, g]))}"))
+    if scores.drivable_area_compliance[s, g] < 1:
+        corner, when = int(scores.off_road_corner[s, g]), _when(int(scores.off_road_step[s, g]))
+        found.append(Loss(LossKind.OFF_ROAD, f"{CORNER_NAMES[corner]} corner off the drivable area {when}"))
+    if scores.time_to_collision_within_bound[s, g] < 1:
+        step, ahead = int(scores.ttc_step[s, g]), int(scores.ttc_ahead_steps[s, g])
+        hit = object_name(scene, int(scores.ttc_track[s, g]))
+        text = f"at {step * STEP_S:.1f} s " + (
+            f"would hit {hit} {ahead * STEP_S:.1f} s later" if ahead else f"touches {hit}"
+        )
+        found.append(Loss(LossKind.TIME_TO_COLLISION, f"time to collision: {text}"))
+    found += [
+        Loss(LossKind.COMFORT, _comfort_text(signal, float(low), float(high)))
+        for signal, ok, low, high in zip(
+            COMFORT_SIGNALS, scores.comfort_ok[s, g], scores.comfort_min[s, g], scores.comfort_max[s, g], strict=True
+        )
+        if not ok
+    ]
+    # Progress of a trajectory that a collision or the road's edge already took everything from says nothing more.
+    multiplied = scores.no_at_fault_collisions[s, g] * scores.drivable_area_compliance[s, g]
+    if multiplied > 0 and scores.ego_progress[s, g] < FULL_PROGRESS:
+        found.append(Loss(LossKind.PROGRESS, f"{100 * scores.ego_progress[s, g]:.0f} % of the progress"))
+    if scores.driving_direction_compliance[s, g] < 1:
+        way = f"{scores.oncoming_m[s, g]:.1f} m within 1 s off the route's lanes"
+        found.append(Loss(LossKind.DIRECTION, way))
+    return tuple(found)
+
+
+def failed_signals(scores: PdmScores, s: int, g: int) -> str:
+    """Names of the comfort signals out of bounds, separated by ", "; empty where all keep within."""
+    if not scores.valid[s, g]:
+        return ""
+    ok = np.asarray(scores.comfort_ok[s, g])
+    return ", ".join(signal.name for signal, fine in zip(COMFORT_SIGNALS, ok, strict=True) if not fine)
+
+
+def sentence(losses: Sequence[Loss]) -> str:
+    """The losses as one line; empty where there are none."""
+    return "; ".join(loss.text for loss in losses)
+
+
+def object_name(scene: PdmScene, track: int) -> str:
+    """What a track is, with its article; raises IndexError for a track that the scene does not have."""
+    if not 0 <= track < len(scene.agent_types):
+        raise IndexError(f"Scene {scene.token} has {len(scene.agent_types)} tracks; track {track} is none of them.")
+    name = OBJECT_NAMES[AgentClass(int(scene.agent_types[track]))]
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+def _when(step: int) -> str:
+    return f"after {step * STEP_S:.1f} s" if step else "from the start"
+
+
+def _comfort_text(signal: Signal, low: float, high: float) -> str:
+    """The value farthest out of bounds, and the bounds."""
+    value = high if high - signal.high >= signal.low - low else low
+    return f"{signal.name} {value:.2f} {signal.unit} outside {signal.low:g} ... {signal.high:g}"
