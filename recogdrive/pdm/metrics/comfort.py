@@ -31,8 +31,8 @@ def savitzky_golay(
 ) -> Float[np.ndarray, "N N"]:
     """Matrix that filters N samples: a least-squares polynomial through each window, or its derivative, at its middle.
 
-    Samples without a whole window around them take the polynomial of the first or last window. An even window has no
-    middle sample; its polynomial is evaluated half a step after the sample that is left of the middle.
+    The first and last `window // 2` samples take the polynomial of the first or last window instead, each at its own
+    place. An even window has no middle sample; its polynomial is evaluated half a step after the one left of it.
 
     Args:
       window: Samples in a window, at most N.
@@ -51,11 +51,11 @@ def savitzky_golay(
     fit = np.linalg.pinv(np.vander(np.arange(window) - (window - 1) / 2, order + 1, increasing=True))
     powers = np.arange(order + 1)
     factors = np.array([np.prod(power - np.arange(derivative)) for power in powers]) / step_s**derivative
-    left = (window - 1) // 2
+    left, half = (window - 1) // 2, window // 2
     filters = np.zeros((num_samples, num_samples))
     for i in range(num_samples):
         start = min(max(i - left, 0), num_samples - window)
-        inner = start == i - left
+        inner = half <= i < num_samples - half
         position = 0.0 if inner else i - start - (window - 1) / 2
         evaluation = factors * position ** np.maximum(powers - derivative, 0)
         filters[i, start : start + window] = evaluation @ fit
