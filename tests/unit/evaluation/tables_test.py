@@ -7,7 +7,20 @@ import pytest
 
 from recogdrive.evaluation.agents import ConstantVelocity, Human
 from recogdrive.evaluation.open_loop import evaluate_open_loop
-from recogdrive.evaluation.tables import SCHEMA, read_rows, replace_file, write_rows, write_summary, write_tables
+from recogdrive.evaluation.pdms import evaluate_pdms, summarise_pdms
+from recogdrive.evaluation.tables import (
+    PDMS_SCHEMA,
+    SCHEMA,
+    merge_summaries,
+    read_pdms_rows,
+    read_rows,
+    replace_file,
+    write_navsim_table,
+    write_pdms,
+    write_rows,
+    write_summary,
+    write_tables,
+)
 
 
 @pytest.fixture
@@ -79,3 +92,92 @@ def test_a_table_with_other_columns_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"has columns \['token'\], not"):
         read_rows(tmp_path)
+
+
+@pytest.fixture
+def pdms(evaluation, make_scene, pdm_scene, telling_scorer):
+    """Scene 0 hits a car, scene 1 has no plan, scene 2 makes a third of the progress."""
+    hit = {"no_at_fault_collisions": 0.0, "ego_progress": 0.0, "score": 0.0, "collision_step": 4, "collision_track": 0}
+    told = {(f"{0:016x}", 0): hit, (f"{2:016x}", 0): {"ego_progress": 1 / 3, "score": 0.7}}
+    return evaluate_pdms(evaluation, pdm_scene, telling_scorer(told))
+
+
+def cells(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_navsims_table_has_its_columns_empty_cells_and_an_average_row(tmp_path, pdms):
+    write_navsim_table(tmp_path / "planner.csv", pdms.rows_of("val", "planner"))
+
+    token = [f"{i:016x}" for i in range(4)]
+    assert cells(tmp_path / "planner.csv") == [
+        [
+            *("token", "valid", "no_at_fault_collisions", "drivable_area_compliance"),
+            *("driving_direction_compliance", "ego_progress", "time_to_collision_within_bound", "comfort", "score"),
+        ],
+        [token[0], "True", "0.0", "1.0", "1.0", "0.0", "1.0", "1.0", "0.0"],
+        [token[1], "False", "", "", "", "", "", "", ""],
+        [token[2], "True", "1.0", "1.0", "1.0", str(1 / 3), "1.0", "1.0", "0.7"],
+        [token[3], "True", "1.0", "1.0", "1.0", "1.0", "1.0", "1.0", "1.0"],
+        ["average", "False", str(2 / 3), "1.0", "1.0", str((1 / 3 + 1) / 3), "1.0", "1.0", str(1.7 / 3)],
+    ]
+
+
+def test_the_average_is_valid_where_every_row_is(tmp_path, pdms):
+    write_navsim_table(tmp_path / "human.csv", pdms.rows_of("val", "human"))
+
+    assert cells(tmp_path / "human.csv")[-1] == ["average", "True", *["1.0"] * 7]
+
+
+def test_the_average_of_failed_rows_alone_is_empty(tmp_path, pdms):
+    write_navsim_table(tmp_path / "failed.csv", pdms.failed)
+
+    assert cells(tmp_path / "failed.csv")[-1] == ["average", "False", *[""] * 7]
+
+
+def test_every_agent_and_split_has_its_table_and_failed_scenes_are_listed(tmp_path, pdms):
+    write_pdms(tmp_path, pdms)
+
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [
+        *("pdms.csv", "pdms.parquet", "pdms/failed.csv"),
+        *("pdms/val/constant_velocity.csv", "pdms/val/human.csv", "pdms/val/planner.csv"),
+    ]
+    assert cells(tmp_path / "pdms" / "failed.csv") == [
+        ["split", "agent", "token", "log_name", "problem"],
+        ["val", "planner", f"{1:016x}", 'log, "a"', "5 of 8 poses are not finite"],
+    ]
+    assert [row[0] for row in cells(tmp_path / "pdms" / "val" / "human.csv")][-1] == "average"
+
+
+def test_pdms_rows_read_back_equal_those_written(tmp_path, pdms):
+    write_pdms(tmp_path, pdms)
+
+    assert read_pdms_rows(tmp_path) == pdms.rows
+
+
+def test_both_tables_of_pdms_hold_the_same_values(tmp_path, pdms):
+    write_pdms(tmp_path, pdms)
+
+    convert = pyarrow.csv.ConvertOptions(
+        column_types=PDMS_SCHEMA, null_values=[""], strings_can_be_null=False, quoted_strings_can_be_null=False
+    )
+    from_csv = pyarrow.csv.read_csv(tmp_path / "pdms.csv", convert_options=convert)
+    assert from_csv.to_pylist() == pyarrow.parquet.read_table(tmp_path / "pdms.parquet").to_pylist()
+
+
+def test_the_summary_file_holds_pdms_before_the_open_loop_metrics(tmp_path, evaluation, pdms):
+    summary = write_tables(tmp_path, evaluation, pdms)
+
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    planner = list(summary["planner"])
+    assert planner[0] == "pdms" and planner.index("ade") < planner.index("val/pdms") < planner.index("val/ade")
+    assert summary["planner"]["pdms"] == summarise_pdms(pdms.rows)["planner"]["pdms"] == pytest.approx(1.7 / 3)
+    assert summary["planner"]["pdms_partial"] == 1 and summary["planner"]["scenes"] == 4
+
+
+def test_merged_summaries_keep_agents_that_only_one_has():
+    assert merge_summaries({"a": {"val/x": 1.0, "x": 1.0}}, {"a": {"y": 2.0}, "b": {"y": 3.0}}) == {
+        "a": {"x": 1.0, "y": 2.0, "val/x": 1.0},
+        "b": {"y": 3.0},
+    }
