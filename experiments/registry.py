@@ -67,6 +67,15 @@ EXPERIMENTS = [
         name="mini_il",
         description="Small planner imitating one log of real driving, evaluated on it and on another log.",
     ),
+    Experiment(
+        name="baseline_constant_velocity", description="Straight ahead at the current speed, in the synthetic town."
+    ),
+    Experiment(name="baseline_stopped", description="Staying in place, in the synthetic town."),
+    Experiment(name="baseline_human", description="The recorded drive, in the synthetic town: the upper bound."),
+    Experiment(
+        name="baseline_ego_status_mlp",
+        description="Planner that sees only its own speed, acceleration and command, trained in the synthetic town.",
+    ),
     Experiment(name="debug_il", description="Tiny planner, 200 steps in the synthetic town: checks an installation."),
     Experiment(name="debug_il_ema", description="The same with an exponential moving average of the weights."),
     Experiment(

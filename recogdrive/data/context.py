@@ -48,6 +48,20 @@ class ContextShape:
         )
 
 
+@gin.register
+@dataclass(frozen=True)
+class NoContext:
+    """Context without tokens, for models that read the ego status alone."""
+
+    num_tokens = 0
+    width = 0
+
+    def __call__(self, scene: Scene) -> Context:
+        """An empty table, whatever the scene."""
+        del scene
+        return Context(np.zeros((0, 0), dtype=np.float32), np.zeros(0, dtype=bool))
+
+
 class TokenKind(IntEnum):
     """What a token of `SceneTokens` stands for; one-hot within the token."""
 

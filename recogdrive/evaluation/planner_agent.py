@@ -2,32 +2,71 @@
 
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Key
 
 from recogdrive.data.context import ContextSource
 from recogdrive.data.samples import Batch, filled_batches, planner_inputs
 from recogdrive.data.types import Scene
 from recogdrive.models.bridge import Params
-from recogdrive.models.planner.planner import DiffusionPlanner
+from recogdrive.models.planner.official_checkpoint import load_official
+from recogdrive.models.planner.planner import ParameterRow
+from recogdrive.training.checkpoint import load_params
+from recogdrive.training.step import Objective
+
+OFFICIAL_SUFFIX = ".ckpt"
+
+
+class TrainablePlanner(Objective, Protocol):
+    """A model that learns from batches and plans from them, without holding weights.
+
+    Attributes:
+      name: What tables and reports call it.
+      context_width: Width of the context tokens it reads; 0 where it reads none.
+    """
+
+    name: str
+    context_width: int
+
+    def parameter_table(self) -> Sequence[ParameterRow]:
+        """Every trainable tensor."""
+        ...
+
+    def plan(self, params: Params, batch: Batch, keys: Key[Array, "B"]) -> Float[Array, "B 8 3"]:
+        """A trajectory a scene, each with its own key; pure and jittable."""
+        ...
+
+
+def trained_weights(planner: TrainablePlanner, path: Path) -> Params:
+    """Weights from a run folder (its best checkpoint; the moving average where it kept one) or an official `.ckpt`.
+
+    Raises:
+      OSError: Nothing is there.
+      CheckpointError: No checkpoint there can be used.
+      ValueError: The weights do not fit the planner; every misfit is named.
+    """
+    if path.suffix == OFFICIAL_SUFFIX:
+        return load_official(path, planner)
+    return load_params(path, template=jax.eval_shape(planner.init, jax.random.key(0)))
 
 
 class PlannerAgent:
-    """Plans with a diffusion planner and given weights.
+    """Plans with a model and given weights.
 
     The noise of a scene is drawn from the seed and the scene's token, so a plan depends neither on the other scenes of
     a split nor on the batch size.
 
     Args:
-      planner: The network and its sampler.
+      planner: What plans: a network and its sampler.
       params: Its weights; None where they are set later, as the attribute `params`, which may change between plans.
       context: Makes the context tokens.
       batch_size: Scenes planned at once; other numbers are filled up to it.
       seed: Of the sampler's noise.
-      name: What tables call this agent.
+      name: What tables call this agent; the planner's own name unless given.
 
     Raises:
       ValueError: The batch size is not positive.
@@ -35,17 +74,17 @@ class PlannerAgent:
 
     def __init__(
         self,
-        planner: DiffusionPlanner,
+        planner: TrainablePlanner,
         params: Params | None,
         context: ContextSource,
         *,
         batch_size: int = 64,
         seed: int = 0,
-        name: str = "planner",
+        name: str | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be positive.")
-        self.name = name
+        self.name = planner.name if name is None else name
         self.params = params
         self._planner = planner
         self._context = context
@@ -64,8 +103,7 @@ class PlannerAgent:
 
     def _sample_batch(self, params: Params, batch: Batch) -> Float[Array, "B 8 3"]:
         keys = jax.vmap(lambda scene_id: jax.random.fold_in(self._key, scene_id))(batch["scene_id"])
-        initial, steps = jax.vmap(lambda key: self._planner.draw_sampling_noise(key, 1))(keys)
-        return self._planner.sample_with_noise(params, batch, initial[:, 0], jnp.moveaxis(steps[:, :, 0], 0, 1))
+        return self._planner.plan(params, batch, keys)
 
 
 def planning_batches(scenes: Sequence[Scene], context: ContextSource, batch_size: int) -> list[tuple[Batch, int]]:

@@ -7,7 +7,7 @@ import gin
 
 from recogdrive.data.context import ContextSource
 from recogdrive.data.splits import PlanningSplits
-from recogdrive.models.planner.planner import DiffusionPlanner
+from recogdrive.evaluation.planner_agent import TrainablePlanner
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
 from recogdrive.stages.open_loop import OpenLoop, headline
@@ -27,7 +27,7 @@ class Evaluate:
 
     def __init__(
         self,
-        planner: DiffusionPlanner,
+        planner: TrainablePlanner,
         splits: PlanningSplits,
         context: ContextSource,
         evaluation: OpenLoop,

@@ -1,4 +1,4 @@
-"""Stage 2: the diffusion planner learns to drive as the recorded drivers did."""
+"""Stage 2: a planner learns to drive as the recorded drivers did."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +13,8 @@ from recogdrive.data.context import ContextSource
 from recogdrive.data.samples import PlannerSamples
 from recogdrive.data.splits import PlanningSplits
 from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
+from recogdrive.evaluation.planner_agent import OFFICIAL_SUFFIX, TrainablePlanner
 from recogdrive.models.planner.official_checkpoint import save_official
-from recogdrive.models.planner.planner import DiffusionPlanner
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
 from recogdrive.stages.open_loop import OpenLoop, headline
@@ -22,8 +22,8 @@ from recogdrive.stages.planner_weights import describe_parameters, load_planner_
 from recogdrive.training.loop import Trainer
 from recogdrive.training.memory import training_memory
 
-EXPORT_FILE = Path("export") / "planner.ckpt"
-"""Within a run folder: the evaluated weights in the official layout."""
+EXPORT_FOLDER = "export"
+"""Within a run folder: the evaluated weights in the official layout, in a file named after the planner."""
 
 
 @gin.register
@@ -31,7 +31,7 @@ class Imitation:
     """Trains a planner on driven trajectories and evaluates it.
 
     Args:
-      planner: Network, diffusion process and sampler.
+      planner: What learns: the diffusion planner, or the ego-status MLP.
       splits: Training and evaluated scenes.
       context: Makes the context tokens.
       trainer: The training loop.
@@ -47,7 +47,7 @@ class Imitation:
 
     def __init__(
         self,
-        planner: DiffusionPlanner,
+        planner: TrainablePlanner,
         splits: PlanningSplits,
         context: ContextSource,
         trainer: Trainer,
@@ -93,7 +93,7 @@ class Imitation:
         state = self._trainer.fit(self._planner, stream, folder.path, evaluate=evaluate, init_params=initial)
         stream.close()
 
-        export = folder.path / EXPORT_FILE
+        export = folder.path / EXPORT_FOLDER / f"{self._planner.name}{OFFICIAL_SUFFIX}"
         export.parent.mkdir(exist_ok=True)
         save_official(export, state.weights, self._planner)
         agent.params = state.weights

@@ -14,12 +14,12 @@ from recogdrive.data.samples import SceneSource
 from recogdrive.data.types import Scene
 from recogdrive.evaluation.agents import Agent, ConstantVelocity, Human, Stopped, recorded_trajectories
 from recogdrive.evaluation.bev import trajectory_grid
+from recogdrive.evaluation.ego_status_agent import EgoStatusMLPAgent
 from recogdrive.evaluation.open_loop import evaluate_open_loop, trajectory_errors
-from recogdrive.evaluation.planner_agent import PlannerAgent, planning_batches
+from recogdrive.evaluation.planner_agent import PlannerAgent, TrainablePlanner, planning_batches
 from recogdrive.evaluation.report import write_report
 from recogdrive.evaluation.tables import write_tables
 from recogdrive.models.bridge import Params
-from recogdrive.models.planner.planner import DiffusionPlanner
 
 HEADLINE_METRICS = ("ade", "fde", "miss_rate", "heading_error")
 
@@ -30,6 +30,8 @@ class OpenLoop:
 
     Args:
       baselines: Agents that stand beside the planner; constant velocity, stopped and the human unless given.
+      ego_status_mlp: Run folder or official `.ckpt` of a trained ego-status MLP, which then is a baseline too; read
+        at once, so that an unusable one is known before anything runs.
       batch_size: Scenes planned at once.
       seed: Of the sampler's noise.
       scenes_during_training: How many scenes of each split a periodic evaluation takes, evenly spaced.
@@ -40,6 +42,7 @@ class OpenLoop:
         self,
         baselines: Sequence[Agent] | None = None,
         *,
+        ego_status_mlp: str | Path | None = None,
         batch_size: int = 64,
         seed: int = 0,
         scenes_during_training: int = 256,
@@ -51,12 +54,14 @@ class OpenLoop:
                 f"pictures={pictures} not negative."
             )
         self._baselines = (ConstantVelocity(), Stopped(), Human()) if baselines is None else tuple(baselines)
+        if ego_status_mlp is not None:
+            self._baselines += (EgoStatusMLPAgent(ego_status_mlp, batch_size=batch_size),)
         self._batch_size = batch_size
         self._seed = seed
         self._scenes_during_training = scenes_during_training
         self._pictures = pictures
 
-    def agent(self, planner: DiffusionPlanner, params: Params | None, context: ContextSource) -> PlannerAgent:
+    def agent(self, planner: TrainablePlanner, params: Params | None, context: ContextSource) -> PlannerAgent:
         """The planner with these weights, as an agent; None where they come later."""
         return PlannerAgent(planner, params, context, batch_size=self._batch_size, seed=self._seed)
 

@@ -51,7 +51,8 @@ def test_a_runnable_experiment_builds_its_stage_and_leaves_nothing_unbound(name)
     bindings = ["PARENT='somewhere'"] if REGISTRY[name].starts_from else []
     compose(REGISTRY[name], [], bindings)
     stage, parent = base.build()
-    assert type(stage).__name__ == ("Evaluate" if name.endswith("_eval") else "Imitation")
+    kinds = {"baseline_ego_status_mlp": "Imitation", "baseline": "EvaluateAgents", "debug_eval": "Evaluate"}
+    assert type(stage).__name__ == kinds.get(name, kinds.get(name.split("_")[0], "Imitation"))
     assert (parent == Path("somewhere")) == bool(bindings)
 
 

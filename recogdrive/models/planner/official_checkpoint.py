@@ -1,13 +1,15 @@
-"""Reads and writes planner weights in the official layout: a Lightning file with `agent.action_head.` keys."""
+"""Reads and writes weights in the official layouts: Lightning files whose keys carry a model's prefix."""
 
+import functools
 import math
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from absl import logging
 
 from recogdrive.models.bridge import Params, check_names_and_shapes
-from recogdrive.models.planner.planner import DiffusionPlanner
+from recogdrive.models.planner.planner import DiffusionPlanner, ParameterRow
 
 PREFIX = "agent.action_head."
 ETA = "eta.eta_logit"
@@ -25,27 +27,79 @@ OTHER_PARTS = {
     "agent.backbone.": "vision-language model",
     "agent.model": "vision-language model",
 }
-"""Prefixes of what such a file may hold besides the planner; longest first."""
+"""Prefixes of what a planner's file may hold besides the planner; longest first."""
 _WIDENED = (torch.float32, torch.float16, torch.bfloat16)
 _BUFFER_RTOL = 1e-5
 _BUFFER_ATOL = 1e-6
 _LIGHTNING_VERSION = "2.2.1"
 
 
-class OfficialState(NamedTuple):
-    """Content of an official file: planner entries by planner-relative name, and how many entries were passed over."""
+class WeightedModel(Protocol):
+    """A model whose weights are told by its parameter table."""
 
-    planner: dict[str, torch.Tensor]
+    def parameter_table(self) -> Sequence[ParameterRow]:
+        """Every trainable tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class OfficialLayout:
+    """How the official code stores a model.
+
+    Attributes:
+      prefix: What every key starts with; names below are without it.
+      entries: Name -> its constant value, or None for a trained weight; in file order.
+      free: Constants that may hold anything when read, NaN of a damaged file included.
+      other_parts: Prefix of keys that belong to something else in the same file -> what that is; longest first.
+    """
+
+    prefix: str
+    entries: Mapping[str, np.ndarray | None]
+    free: frozenset[str] = frozenset()
+    other_parts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fixed(self) -> dict[str, np.ndarray]:
+        """The constants."""
+        return {name: value for name, value in self.entries.items() if value is not None}
+
+
+@functools.singledispatch
+def official_layout(model: Any) -> OfficialLayout:
+    """The layout of a model's official checkpoints; every model with such files registers its own.
+
+    Raises:
+      TypeError: There are no official checkpoints of this kind of model.
+    """
+    raise TypeError(f"{type(model).__name__} has no official checkpoints")
+
+
+@official_layout.register
+def _(model: DiffusionPlanner) -> OfficialLayout:
+    """Buffers of the schedule, the network, eta."""
+    parameters = {row.name for row in model.parameter_table()}
+    network = {k: None if k in parameters else v.numpy() for k, v in model.network.state_dict().items()}
+    eta = {ETA: np.array([math.inf], np.float32)} if model.diffusion.has_eta else {}
+    entries = dict(model.diffusion.buffers(model.denoising_steps)) | network | eta
+    return OfficialLayout(PREFIX, entries, frozenset(eta), OTHER_PARTS)
+
+
+class OfficialState(NamedTuple):
+    """Content of an official file: the model's entries without prefix, and how many entries were passed over."""
+
+    entries: dict[str, torch.Tensor]
     passed_over: dict[str, int]
 
 
-def read_official(path: str | Path) -> OfficialState:
-    """Reads a Lightning file's planner entries without executing anything stored in it.
+def read_official(
+    path: str | Path, prefix: str = PREFIX, other_parts: Mapping[str, str] = OTHER_PARTS
+) -> OfficialState:
+    """Reads the entries of a Lightning file that carry a prefix, without executing anything stored in it.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is not a checkpoint, names a class that is not plain tensors and containers, or has keys
-        outside the planner and the known other parts.
+        outside the prefix and the known other parts.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,59 +118,61 @@ def read_official(path: str | Path) -> OfficialState:
     state = content.get("state_dict") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} has no 'state_dict', so it is not a Lightning checkpoint")
-    planner, passed_over, unknown = {}, dict.fromkeys(OTHER_PARTS, 0), []
+    entries, passed_over, unknown = {}, dict.fromkeys(other_parts, 0), []
     for key, value in state.items():
-        other = next((prefix for prefix in OTHER_PARTS if key.startswith(prefix)), None)
+        other = next((part for part in other_parts if key.startswith(part)), None)
         if other is not None:
             passed_over[other] += 1
-        elif key.startswith(PREFIX):
-            planner[key.removeprefix(PREFIX)] = value
+        elif key.startswith(prefix):
+            entries[key.removeprefix(prefix)] = value
         else:
             unknown.append(key)
     if unknown:
         raise ValueError(f"{path} has {len(unknown)} key(s) of no known part:\n  " + "\n  ".join(unknown))
-    return OfficialState(planner, {prefix: count for prefix, count in passed_over.items() if count})
+    return OfficialState(entries, {part: count for part, count in passed_over.items() if count})
 
 
-def load_official(path: str | Path, planner: DiffusionPlanner) -> Params:
+def load_official(path: str | Path, model: WeightedModel) -> Params:
     """Loads the trainable weights of an official checkpoint as float32.
 
-    Every entry must be there with its shape; buffers carry no information and are compared with the planner's
-    schedule; `eta.eta_logit` may hold anything, NaN of a damaged file included.
+    Every entry must be there with its shape; constants carry no information and are compared with the model's own,
+    those apart that may hold anything (`eta.eta_logit`).
 
     Raises:
       FileNotFoundError: there is no such file.
+      TypeError: there are no official checkpoints of such a model.
       ValueError: see `read_official`; or entries are missing, unknown, misshapen, not finite, of a type that does not
         widen to float32, or buffers are of another schedule. All of them are listed.
     """
-    state, passed_over = read_official(path)
-    for prefix, count in passed_over.items():
-        logging.info("%s: passed over %d entries under %s (%s)", path, count, prefix, OTHER_PARTS[prefix])
-    fixed = fixed_entries(planner)
-    shapes = {name: value.shape for name, value in fixed.items()}
-    shapes |= {row.name: row.shape for row in planner.parameter_table()}
+    layout, table = official_layout(model), model.parameter_table()
+    state, passed_over = read_official(path, layout.prefix, layout.other_parts)
+    for part, count in passed_over.items():
+        logging.info("%s: passed over %d entries under %s (%s)", path, count, part, layout.other_parts[part])
+    shapes = {name: value.shape for name, value in layout.fixed.items()}
+    shapes |= {row.name: row.shape for row in table}
     try:
         check_names_and_shapes({name: tuple(value.shape) for name, value in state.items()}, shapes, "checkpoint entry")
-        problems = _content_problems(state, fixed)
+        problems = _content_problems(state, layout)
         if problems:
             raise ValueError(f"{len(problems)} checkpoint entry(s) do not fit:\n  " + "\n  ".join(problems))
     except ValueError as error:
-        raise ValueError(f"{path} does not hold this planner: {error}") from None
-    return {row.name: jnp.asarray(state[row.name].to(torch.float32).numpy()) for row in planner.parameter_table()}
+        raise ValueError(f"{path} does not hold this model: {error}") from None
+    return {row.name: jnp.asarray(state[row.name].to(torch.float32).numpy()) for row in table}
 
 
-def save_official(path: str | Path, params: Params, planner: DiffusionPlanner) -> None:
-    """Writes weights as an official checkpoint, which upstream's evaluation and RL stages read.
+def save_official(path: str | Path, params: Params, model: WeightedModel) -> None:
+    """Writes weights as an official checkpoint, which the official code reads.
 
     The file appears whole or not at all.
 
     Raises:
-      ValueError: `params` does not hold exactly the planner's weights.
+      TypeError: there are no official checkpoints of such a model.
+      ValueError: `params` does not hold exactly the model's weights.
     """
     path = Path(path)
-    entries = official_entries(params, planner)
+    prefix, entries = official_layout(model).prefix, official_entries(params, model)
     content = {
-        "state_dict": {PREFIX + name: torch.from_numpy(np.array(value)) for name, value in entries.items()},
+        "state_dict": {prefix + name: torch.from_numpy(np.array(value)) for name, value in entries.items()},
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": _LIGHTNING_VERSION,
@@ -129,40 +185,27 @@ def save_official(path: str | Path, params: Params, planner: DiffusionPlanner) -
         temporary.unlink(missing_ok=True)
 
 
-def official_entries(params: Params, planner: DiffusionPlanner) -> dict[str, np.ndarray]:
-    """The planner-relative state dict of the official layout, in its order: buffers, weights, eta."""
-    table = {row.name: row.shape for row in planner.parameter_table()}
+def official_entries(params: Params, model: WeightedModel) -> dict[str, np.ndarray]:
+    """A model's state dict in the official layout and order, without prefix; a planner's: buffers, weights, eta."""
+    table = {row.name: row.shape for row in model.parameter_table()}
     check_names_and_shapes({name: tuple(value.shape) for name, value in params.items()}, table, "parameter")
-    fixed = fixed_entries(planner)
-    in_network = {
-        name: fixed.pop(name) if name in fixed else np.asarray(params[name], np.float32)
-        for name in planner.network.state_dict()
+    return {
+        name: np.asarray(params[name], np.float32) if constant is None else constant
+        for name, constant in official_layout(model).entries.items()
     }
-    eta = {name: fixed.pop(name) for name in (ETA,) if name in fixed}
-    return fixed | in_network | eta
 
 
-def fixed_entries(planner: DiffusionPlanner) -> dict[str, np.ndarray]:
-    """Entries that are not trained: the schedule's buffers, the rotary frequencies and eta."""
-    parameters = {row.name for row in planner.parameter_table()}
-    entries = dict(planner.diffusion.buffers(planner.denoising_steps))
-    entries |= {k: v.numpy() for k, v in planner.network.state_dict().items() if k not in parameters}
-    if planner.diffusion.has_eta:
-        entries[ETA] = np.array([math.inf], np.float32)
-    return entries
-
-
-def _content_problems(state: Mapping[str, torch.Tensor], fixed: Mapping[str, np.ndarray]) -> list[str]:
+def _content_problems(state: Mapping[str, torch.Tensor], layout: OfficialLayout) -> list[str]:
     """Lists entries whose values cannot be right."""
-    problems = []
+    problems, fixed = [], layout.fixed
     for name, value in state.items():
-        if name == ETA:
+        if name in layout.free:
             continue
         if name in fixed:
             found, wanted = value.to(torch.float64).numpy(), fixed[name].astype(np.float64)
             if not np.allclose(found, wanted, rtol=_BUFFER_RTOL, atol=_BUFFER_ATOL):
                 problems.append(
-                    f"other schedule: {name} differs by up to {np.abs(found - wanted).max():.3g} from this planner's "
+                    f"other schedule: {name} differs by up to {np.abs(found - wanted).max():.3g} from this model's "
                     f"{_setting(name)}"
                 )
         elif value.dtype not in _WIDENED:

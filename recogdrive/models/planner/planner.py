@@ -65,6 +65,9 @@ class DiffusionPlanner:
     Source: upstream `ReCogDriveDiffusionPlanner`.
     """
 
+    name = "planner"
+    """What tables and reports call it."""
+
     def __init__(
         self,
         context_width: int,
@@ -165,6 +168,11 @@ class DiffusionPlanner:
         """Plans one trajectory a scene: x, y in metres and heading in radians, scene frame."""
         initial_noise, step_noise = self.draw_sampling_noise(key, self._check(batch))
         return self.sample_with_noise(params, batch, initial_noise, step_noise)
+
+    def plan(self, params: Params, batch: Batch, keys: Key[Array, "B"]) -> Float[Array, "B 8 3"]:
+        """The same with a key for each scene, so that a scene's plan does not depend on its neighbours."""
+        initial_noise, step_noise = jax.vmap(lambda key: self.draw_sampling_noise(key, 1))(keys)
+        return self.sample_with_noise(params, batch, initial_noise[:, 0], jnp.moveaxis(step_noise[:, :, 0], 0, 1))
 
     def draw_sampling_noise(
         self, key: Key[Array, ""], scenes: int, samples: int = 1
