@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection, PathCollection, PolyCollectio
 from matplotlib.figure import Figure
 from matplotlib.path import Path as Outline
 
-from recogdrive.data.types import FUTURE_FRAMES, PACIFICA, AgentClass, Box, Command, MapElement, MapLayer, Scene
+from recogdrive.data.types import FUTURE_FRAMES, PACIFICA, AgentClass, Box, Command, MapLayer, Scene
 from recogdrive.evaluation.open_loop import trajectory_errors
 from recogdrive.geometry import box_corners, rotate
 
@@ -72,12 +72,18 @@ def plot_xy(xy: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
     return np.asarray(xy)[..., ::-1]
 
 
-def view_of(trajectories: Sequence[Float[np.ndarray, "T 3"]], half_side_m: float = HALF_SIDE_M) -> View:
+def view_of(
+    trajectories: Sequence[Float[np.ndarray, "T 3"]],
+    half_side_m: float = HALF_SIDE_M,
+    include: Float[np.ndarray, "N 2"] | None = None,
+) -> View:
     """The smallest square, not below the default, that holds the ego and all trajectories; moved as little as possible.
 
-    Trajectories with non-finite poses and poses beyond `MAX_REACH_M` are left out of account.
+    Trajectories with non-finite poses and poses beyond `MAX_REACH_M` are left out of account; the points to `include`
+    never are.
     """
     points = [np.array([[-PACIFICA.length_m, 0.0], [PACIFICA.length_m, 0.0]])]
+    points += [] if include is None else [np.asarray(include, dtype=np.float64)]
     for trajectory in trajectories:
         xy = np.asarray(trajectory, dtype=np.float64)[..., :2]
         if np.isfinite(trajectory).all():
@@ -158,7 +164,7 @@ def scene_figure(
     title: str | None = None,
 ) -> Figure:
     """One scene as a figure of its own, square below its title; an empty `title` leaves none."""
-    figure = _figure((size_in, size_in + (0.0 if title == "" else 0.4)), dpi)
+    figure = empty_figure((size_in, size_in + (0.0 if title == "" else 0.4)), dpi)
     draw_scene(figure.add_subplot(), scene, trajectories, view=view, title=title)
     return figure
 
@@ -182,7 +188,7 @@ def trajectory_grid(
             raise ValueError(f"{len(predicted)} predictions of {agent!r} for {len(scenes)} scenes: give one for each.")
     columns = min(columns, len(scenes))
     rows = -(-len(scenes) // columns)
-    figure = _figure((4.0 * columns, 4.3 * rows), dpi)
+    figure = empty_figure((4.0 * columns, 4.3 * rows), dpi)
     for i, scene in enumerate(scenes):
         trajectories = {} if scene.future is None else {HUMAN: scene.future[:FUTURE_FRAMES]}
         trajectories |= {agent: predicted[i] for agent, predicted in predictions.items()}
@@ -204,17 +210,20 @@ def figure_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(size_in: tuple[float, float], dpi: int) -> Figure:
+def empty_figure(size_in: tuple[float, float], dpi: int) -> Figure:
     """An empty white figure that no global state knows of."""
     figure = Figure(figsize=size_in, dpi=dpi, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _outline(element: MapElement) -> Outline:
-    """Polygon with holes as one path; holes run the other way round, since Agg fills by winding number."""
+def area_outline(rings: Sequence[Float[np.ndarray, "V 2"]]) -> Outline:
+    """Outline and holes of a scene-frame polygon as one path in picture coordinates.
+
+    Holes run the other way round, since Agg fills by winding number.
+    """
     vertices, codes = [], []
-    for ring, direction in ((element.polygon, 1.0), *((hole, -1.0) for hole in element.holes)):
+    for ring, direction in ((rings[0], 1.0), *((hole, -1.0) for hole in rings[1:])):
         x, y = np.asarray(ring, dtype=np.float64)[:, :2].T
         area = np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)
         ring = plot_xy(ring[:, :2] if area * direction >= 0 else ring[::-1, :2])
@@ -226,7 +235,7 @@ def _outline(element: MapElement) -> Outline:
 def _draw_map(ax: Axes, scene: Scene) -> None:
     """Areas layer by layer, then the centrelines of lanes and connectors; red lights where they hold traffic."""
     for order, (layer, color, alpha) in enumerate(MAP_STYLE):
-        outlines = [_outline(e) for e in scene.map.layer(layer) if e.polygon is not None]
+        outlines = [area_outline((e.polygon, *e.holes)) for e in scene.map.layer(layer) if e.polygon is not None]
         if outlines:
             areas = PathCollection(outlines, facecolors=color, edgecolors="none", alpha=alpha, zorder=1 + order / 10)
             areas.set_gid(f"map:{layer}")
