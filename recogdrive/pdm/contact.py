@@ -1,11 +1,11 @@
 """When the ego first touches each road user: exact overlap tests of oriented boxes over time.
 
-What happens after a first contact changes no score (section 10 and 14 of NAVSIM's algorithm put a track on an ignore list
-unless the contact already decided), so the first one is all that the metrics need.
+The first contact with a track is all that the metrics need: either it decides, or the track is ignored from then on
+(sections 10 and 14 of the algorithm's description).
 
-Boxes overlap if no side separates them. The usual test with half extents decides all pairs but those within rounding of
-touching; these are decided by the signs of orientations of their corners, without rounding. Touching counts, as in shapely's
-`intersects`.
+Boxes overlap if no side separates them. The usual test with half extents decides all pairs but those within rounding
+of touching; these are decided by the signs of orientations of their corners, without rounding. Touching counts, as in
+shapely's `intersects`.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from recogdrive.pdm.predicates import exact_orientation
+from recogdrive.pdm.predicates import exact_orientation, settle
 from recogdrive.pdm.state import HALF_LENGTH_M, HALF_WIDTH_M, NUM_STATES, STEP_S
 
 PROJECTED_STEPS = (0, 3, 6, 9)
@@ -23,7 +23,6 @@ NEVER = 2**30
 """First contact of pairs that never touch."""
 
 _PROJECTIONS = len(PROJECTED_STEPS)
-_EXACT_AT_ONCE = 64
 # Rounding of a gap in units of eps times the coordinates it is made of: a dozen operations, with room.
 _GAP_ROUNDINGS = 64.0
 
@@ -67,8 +66,8 @@ class FirstContacts(NamedTuple):
 
     Attributes:
       collision: (S, G, A) int32 step of the first contact.
-      projected: (S, G, A) int32 index 4 i + f of the first contact of a projected footprint: step i, `PROJECTED_STEPS[f]`
-        ahead. Steps at which the ego stands are left out.
+      projected: (S, G, A) int32 index 4 i + f of the first contact of a projected footprint: step i,
+        `PROJECTED_STEPS[f]` ahead. Steps at which the ego stands are left out.
     """
 
     collision: Int[Array, "S G A"]
@@ -171,12 +170,7 @@ def first_contacts(
     none = jnp.full(shape, NEVER, jnp.int32)
     sure, maybe, projected_sure, projected_maybe = jax.lax.fori_loop(0, NUM_STATES, update, (none,) * 4)
     unsure = (sure != maybe) | (projected_sure != projected_maybe)
-    return jax.lax.cond(
-        jnp.any(unsure),
-        lambda contacts: _settle(ego, speed, stands, agents, contacts, unsure),
-        lambda contacts: contacts,
-        FirstContacts(sure, projected_sure),
-    )
+    return _settled(ego, speed, stands, agents, FirstContacts(sure, projected_sure), unsure)
 
 
 class _EgoAt(NamedTuple):
@@ -210,7 +204,7 @@ def _gap_at(ego: _EgoAt, agents: Agents, step: Array, ahead: int) -> tuple[Array
     return overlap_gap(moved, (HALF_LENGTH_M, HALF_WIDTH_M), others, half)
 
 
-def _settle(
+def _settled(
     ego: Boxes,
     speed: Array,
     stands: Array,
@@ -220,10 +214,8 @@ def _settle(
 ) -> FirstContacts:
     """Decides the pairs whose first contact is within rounding of touching, a few at a time."""
 
-    def settle_some(carry: tuple[FirstContacts, Array]) -> tuple[FirstContacts, Array]:
-        contacts, unsure = carry
-        (chosen,) = jnp.nonzero(unsure.reshape(-1), size=_EXACT_AT_ONCE, fill_value=unsure.size)
-        scene, trajectory, track = jnp.unravel_index(jnp.minimum(chosen, unsure.size - 1), unsure.shape)
+    def decide(chosen: Array) -> FirstContacts:
+        scene, trajectory, track = jnp.unravel_index(chosen, unsure.shape)
         pairs = _Pairs(
             Boxes(*(v[scene, trajectory] for v in ego)),
             speed[scene, trajectory],
@@ -232,15 +224,9 @@ def _settle(
             agents.half_length[scene, track],
             agents.half_width[scene, track],
         )
-        collision, projected = _exact_first(pairs, projected=False), _exact_first(pairs, projected=True)
+        return FirstContacts(_exact_first(pairs, projected=False), _exact_first(pairs, projected=True))
 
-        def put(values: Array, settled: Array) -> Array:
-            return values.reshape(-1).at[chosen].set(settled, mode="drop").reshape(values.shape)
-
-        contacts = FirstContacts(put(contacts.collision, collision), put(contacts.projected, projected))
-        return contacts, put(unsure, jnp.zeros_like(chosen, bool))
-
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[1]), settle_some, (contacts, unsure))[0]
+    return settle(unsure, contacts, decide)
 
 
 class _Pairs(NamedTuple):
@@ -259,10 +245,7 @@ def _exact_first(pairs: _Pairs, *, projected: bool) -> Int[Array, "B"]:
     steps = jnp.repeat(jnp.arange(NUM_STATES), _PROJECTIONS)
     ahead = jnp.tile(jnp.array(PROJECTED_STEPS), NUM_STATES)
     index = jnp.arange(NUM_STATES * _PROJECTIONS)
-    if projected:
-        counts = ~pairs.stands[:, steps]
-    else:
-        counts = jnp.broadcast_to(ahead == 0, (pairs.speed.shape[0], index.size))
+    counts = ~pairs.stands[:, steps] if projected else (ahead == 0)[None]
     ego = _moved(Boxes(*(v[:, steps] for v in pairs.ego)), pairs.speed[:, steps], ahead)
     agent = Boxes(*(v[:, steps + ahead] for v in pairs.agent))
     half = (pairs.half_length, pairs.half_width)

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from recogdrive.pdm.map_index import WORD_BITS
-from recogdrive.pdm.predicates import exact_orientation, orientation
-
-_EXACT_AT_ONCE = 64
+from recogdrive.pdm.predicates import exact_orientation, orientation, settle
 
 
 class MapArrays(NamedTuple):
@@ -83,12 +81,13 @@ def polygons_at(maps: MapArrays, x: Float[Array, "S K"], y: Float[Array, "S K"])
     inside = tuple(jnp.where(on_grid, whole[..., w], 0) for w in range(whole.shape[-1]))
     first = first + scene * num_edges
     found, unsure = _walk(flat, first, count, x, y, inside, exact=False)
-    return jax.lax.cond(
-        jnp.any(unsure),
-        lambda found: _settle(flat, first, count, x, y, inside, found, unsure),
-        lambda found: found,
-        found,
-    )
+    points = [v.reshape(-1) for v in (first, count, x, y, *inside)]
+
+    def decide(chosen: Array) -> tuple[UInt32[Array, "B"], ...]:
+        first, count, px, py, *inside = (v[chosen] for v in points)
+        return _walk(flat, first, count, px, py, tuple(inside), exact=True)[0]
+
+    return settle(unsure, found, decide)
 
 
 def _walk(
@@ -132,37 +131,6 @@ def _walk(
     start = (jnp.int32(0), inside, border, jnp.zeros(x.shape, bool))
     _, inside, border, unsure = jax.lax.while_loop(lambda carry: carry[0] < most, visit, start)
     return tuple(i & ~b for i, b in zip(inside, border, strict=True)), unsure
-
-
-def _settle(
-    flat: _Flat,
-    first: Int[Array, "S K"],
-    count: Int[Array, "S K"],
-    x: Float[Array, "S K"],
-    y: Float[Array, "S K"],
-    inside: tuple[UInt32[Array, "S K"], ...],
-    found: tuple[UInt32[Array, "S K"], ...],
-    unsure: Bool[Array, "S K"],
-) -> tuple[UInt32[Array, "S K"], ...]:
-    """Answers the unsure points without rounding, a few at a time."""
-    points = [v.reshape(-1) for v in (first, count, x, y)]
-    inside = tuple(word.reshape(-1) for word in inside)
-
-    def settle_some(carry: tuple) -> tuple:
-        found, unsure = carry
-        (chosen,) = jnp.nonzero(unsure, size=_EXACT_AT_ONCE, fill_value=x.size)
-        is_point = chosen < x.size
-        safe = jnp.where(is_point, chosen, 0)
-        first, count, px, py = (v[safe] for v in points)
-        answer, _ = _walk(
-            flat, first, jnp.where(is_point, count, 0), px, py, tuple(w[safe] for w in inside), exact=True
-        )
-        found = tuple(f.at[chosen].set(a, mode="drop") for f, a in zip(found, answer, strict=True))
-        return found, unsure.at[chosen].set(False, mode="drop")
-
-    start = (tuple(f.reshape(-1) for f in found), unsure.reshape(-1))
-    found, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), settle_some, start)
-    return tuple(f.reshape(x.shape) for f in found)
 
 
 def any_of(words: tuple[UInt32[Array, "S *n"], ...], mask: UInt32[Array, "S W"]) -> Bool[Array, "S *n"]:

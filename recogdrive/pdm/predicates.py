@@ -7,6 +7,9 @@ rest by sums of products that are free of rounding.
 Source: Shewchuk, "Adaptive Precision Floating-Point Arithmetic and Fast Robust Geometric Predicates", 1997.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -14,6 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 # Shewchuk's bound `ccwerrboundA` is (3 + 16 eps) eps with eps half a unit in the last place; 4 eps leaves room.
 # It also holds where the compiler fuses multiplication and addition, which rounds less.
 _BOUND_IN_ROUNDINGS = 4.0
+_SETTLED_AT_ONCE = 64
+
+Answers = TypeVar("Answers")
 
 
 def orientation(
@@ -49,6 +55,27 @@ def exact_orientation(a: tuple[Array, Array], b: tuple[Array, Array], p: tuple[A
     factors = ((bx, py), (-bx, ay), (-ax, py), (-px, by), (px, ay), (ax, by))
     terms = [u * v for x, y in factors for u in _halves(x) for v in _halves(y)]
     return _sign_of_sum(jnp.stack(terms))
+
+
+def settle(unsure: Bool[Array, "*n"], found: Answers, decide: Callable[[Int[Array, "B"]], Answers]) -> Answers:
+    """Replaces unsure answers by certain ones, a few at a time; costs nothing where all are sure.
+
+    Args:
+      unsure: Which answers to replace.
+      found: Pytree of arrays (*n,) of answers so far.
+      decide: Flat positions in `unsure` -> pytree of the certain answers there.
+    """
+
+    def settle_some(carry: tuple[Answers, Array]) -> tuple[Answers, Array]:
+        found, unsure = carry
+        (chosen,) = jnp.nonzero(unsure, size=_SETTLED_AT_ONCE, fill_value=unsure.size)
+        answers = decide(jnp.minimum(chosen, unsure.size - 1))
+        found = jax.tree.map(lambda old, new: old.at[chosen].set(new, mode="drop"), found, answers)
+        return found, unsure.at[chosen].set(False, mode="drop")
+
+    flat = jax.tree.map(lambda values: values.reshape(-1), found)
+    settled, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), settle_some, (flat, unsure.reshape(-1)))
+    return jax.tree.map(lambda values, shaped: values.reshape(shaped.shape), settled, found)
 
 
 def _halves(x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:

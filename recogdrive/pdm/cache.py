@@ -1,0 +1,361 @@
+"""The container of scenes to score in: a folder of Arrow shards with a manifest.
+
+`manifest.json` says which layout the shards have, who wrote them from what, and the size and SHA-256 of each. It is written
+last, so a folder has one only if everything in it is whole. Rows are laid out in `cache_format`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grain
+import numpy as np
+import pyarrow as pa
+from absl import logging
+
+from recogdrive.pdm import cache_format
+from recogdrive.pdm.errors import SceneError
+from recogdrive.pdm.scene import PdmScene
+from recogdrive.pdm.validation import validate
+from recogdrive.version import __version__
+
+MANIFEST = "manifest.json"
+SCENES_PER_SHARD = 256
+
+_SHARD = "scenes-{:05d}.arrow"
+_TEMPORARY = ".tmp"
+
+T = TypeVar("T")
+
+
+class CacheError(ValueError):
+    """A container that cannot be read or written; the message says which file, why and what to do."""
+
+
+def fingerprint(origin: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    """SHA-256 of where scenes come from and of their tokens in order: equal for containers of the same scenes."""
+    text = json.dumps({"origin": dict(origin), "tokens": list(tokens)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class PdmCacheWriter:
+    """Writes scenes to a new container, shard by shard; a context manager.
+
+    Every file appears whole under its name or not at all, the manifest last. Leaving the context with an exception leaves no
+    container behind, only shards that the next writer removes.
+
+    Args:
+      folder: Where to; created if needed. It must not hold a container yet.
+      origin: What the scenes were made from, as JSON values (source, seed, split, ...).
+      scenes_per_shard: Upper bound, at least 1.
+
+    Attributes:
+      tokens: Of the scenes stored so far.
+      failed: Scenes refused or never made: dictionaries with `token` and `reason`.
+
+    Raises:
+      CacheError: The folder holds a container already.
+      ValueError: `scenes_per_shard` is less than 1.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, origin: Mapping[str, Any], scenes_per_shard: int = SCENES_PER_SHARD
+    ) -> None:
+        if scenes_per_shard < 1:
+            raise ValueError(f"scenes_per_shard={scenes_per_shard} must be at least 1, e.g. {SCENES_PER_SHARD}")
+        self.folder = Path(folder)
+        if (self.folder / MANIFEST).exists():
+            raise CacheError(f"{self.folder} holds a container already; remove it or write to another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in (*self.folder.glob("scenes-*.arrow"), *self.folder.glob(f"*{_TEMPORARY}")):
+            leftover.unlink()
+        self.tokens: list[str] = []
+        self.failed: list[dict[str, str]] = []
+        self._origin = json.loads(json.dumps(dict(origin)))
+        self._scenes_per_shard = scenes_per_shard
+        self._known: set[str] = set()
+        self._dtypes: dict[str, str] | None = None
+        self._rows: list[cache_format.Row] = []
+        self._shards: list[dict[str, Any]] = []
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+    def add(self, scene: PdmScene) -> bool:
+        """Stores a scene; one that cannot be stored is recorded as failed instead. Returns whether it was stored.
+
+        A scene fails if it does not validate, if its token is in the container already, or if its arrays have other
+        dtypes than those of the first scene (so that nothing is ever converted).
+        """
+        if self._closed:
+            raise CacheError(f"{self.folder} is complete; write more scenes to another container")
+        try:
+            warnings = validate(scene)
+            self._refuse_misfit(scene)
+        except SceneError as error:
+            self.record_failure(scene.token, str(error))
+            return False
+        for warning in warnings:
+            logging.warning("scene %s: %s", scene.token, warning)
+        self._known.add(scene.token)
+        self.tokens.append(scene.token)
+        self._rows.append(cache_format.encode(scene))
+        if len(self._rows) == self._scenes_per_shard:
+            self._write_shard()
+        return True
+
+    def record_failure(self, token: str, reason: str) -> None:
+        """Notes a scene that is missing from the container and why."""
+        logging.warning("not in the container: %s", reason)
+        self.failed.append({"token": str(token), "reason": reason})
+
+    def close(self) -> None:
+        """Writes what is left and the manifest; a second call does nothing."""
+        if self._closed:
+            return
+        if self._rows:
+            self._write_shard()
+        manifest = {
+            "format": cache_format.VERSION,
+            "creator": f"recogdrive {__version__}",
+            "numpy": np.__version__,
+            "pyarrow": pa.__version__,
+            "origin": self._origin,
+            "fingerprint": fingerprint(self._origin, self.tokens),
+            "dtypes": self._dtypes or {},
+            "num_scenes": len(self.tokens),
+            "bytes": sum(shard["bytes"] for shard in self._shards),
+            "shards": self._shards,
+            "failed": self.failed,
+        }
+        _write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        self._closed = True
+
+    def _refuse_misfit(self, scene: PdmScene) -> None:
+        if scene.token in self._known:
+            raise SceneError(f"scene {scene.token} is in the container already; tokens must differ")
+        dtypes = cache_format.dtypes_of(scene)
+        if self._dtypes is None:
+            self._dtypes = dtypes
+        if dtypes != self._dtypes:
+            name = next(name for name in dtypes if dtypes[name] != self._dtypes[name])
+            raise SceneError(
+                f"scene {scene.token}: {name} is {dtypes[name]} but the container holds {self._dtypes[name]}; convert it, "
+                f"or write it to another container"
+            )
+
+    def _write_shard(self) -> None:
+        name = _SHARD.format(len(self._shards))
+        sink = pa.BufferOutputStream()
+        table = cache_format.table(self._rows)
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        content = sink.getvalue()
+        _write_whole(self.folder / name, content)
+        digest = hashlib.sha256(content).hexdigest()
+        self._shards.append({"file": name, "scenes": len(self._rows), "bytes": content.size, "sha256": digest})
+        self._rows = []
+
+
+def _write_whole(path: Path, content: bytes | pa.Buffer) -> None:
+    """Writes a file so that it is there whole or not at all, also after a crash."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class PdmCache:
+    """A container as a random-access sequence of scenes.
+
+    Shards are mapped into memory when first needed. Scenes are whole copies, checked against their checksum. Safe to read
+    from threads; pickled, it takes its folder along and no data, so it can be handed to worker processes.
+
+    Args:
+      folder: The container.
+
+    Attributes:
+      manifest: What `manifest.json` says.
+      failed: Scenes that are not in the container, dictionaries with `token` and `reason`.
+      fingerprint: Of the origin and the tokens.
+
+    Raises:
+      CacheError: No manifest (never written to its end), one of another version or damaged, a shard that is missing or not
+        as long as it was written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        self.failed: list[dict[str, str]] = self.manifest["failed"]
+        self.fingerprint: str = self.manifest["fingerprint"]
+        self._shards: list[dict[str, Any]] = self.manifest["shards"]
+        self._ends = np.cumsum([0, *(shard["scenes"] for shard in self._shards)])
+        if problems := [text for shard in self._shards if (text := self._wrong_size(shard))]:
+            raise CacheError(f"{self.folder} is damaged: {'; '.join(problems)}. Write it anew.")
+        self._columns: dict[int, Mapping[str, pa.Array]] = {}
+        self._index: dict[str, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_columns": {}}
+
+    def __repr__(self) -> str:
+        return f"PdmCache({str(self.folder)!r}, {len(self)} scenes, {self.fingerprint[:12]})"
+
+    def __len__(self) -> int:
+        return self.manifest["num_scenes"]
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Token of every scene, in order."""
+        return tuple(self._positions())
+
+    def __getitem__(self, index: int) -> PdmScene:
+        """Scene `index` (negative: from the end).
+
+        Raises:
+          IndexError: There is no such scene.
+          CacheError: The shard cannot be read or the scene in it is damaged.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"scene {index} of {self.folder}, which holds {len(self)} scenes")
+        index = int(index) % len(self)
+        shard = int(np.searchsorted(self._ends, index, side="right")) - 1
+        row = index - int(self._ends[shard])
+        columns = self._open(shard)
+        try:
+            return cache_format.decode(columns, row, self.manifest["dtypes"])
+        except (ValueError, OSError, pa.ArrowException) as error:
+            name = self._shards[shard]["file"]
+            raise CacheError(
+                f"scene {index} in {self.folder / name} (row {row}) is damaged: {error}. Write the container anew."
+            ) from error
+
+    def by_token(self, token: str) -> PdmScene:
+        """The scene with this token; raises SceneError if the container does not hold it."""
+        position = self._positions().get(token)
+        if position is None:
+            reason = next((f" It failed when written: {f['reason']}" for f in self.failed if f["token"] == token), "")
+            raise SceneError(
+                f"scene {token} is not in the container {self.folder}, which holds {len(self)} scenes and lists "
+                f"{len(self.failed)} failed ones.{reason}"
+            )
+        return self[position]
+
+    def verify(self) -> None:
+        """Reads everything once; raises CacheError naming each shard that is not what was written."""
+        problems = []
+        for shard in self._shards:
+            problem = self._wrong_size(shard)
+            if not problem and _sha256(self.folder / shard["file"]) != shard["sha256"]:
+                problem = f"{shard['file']} differs from what was written (SHA-256 does not match)"
+            problems += [problem] if problem else []
+        if not problems and fingerprint(self.manifest["origin"], self.tokens) != self.fingerprint:
+            problems.append("the tokens or the origin are not those of the fingerprint")
+        if problems:
+            raise CacheError(f"{self.folder} is damaged: {'; '.join(problems)}. Write it anew.")
+
+    def _wrong_size(self, shard: Mapping[str, Any]) -> str | None:
+        path = self.folder / shard["file"]
+        if not path.is_file():
+            return f"{path.name} is missing"
+        size = path.stat().st_size
+        if size != shard["bytes"]:
+            kind = "truncated" if size < shard["bytes"] else "longer than written"
+            return f"{path.name} is {kind} ({size} of {shard['bytes']} bytes)"
+        return None
+
+    def _positions(self) -> dict[str, int]:
+        if self._index is None:
+            tokens = [t for shard in range(len(self._shards)) for t in self._open(shard)["token"].to_pylist()]
+            self._index = {token: position for position, token in enumerate(tokens)}
+        return self._index
+
+    def _open(self, shard: int) -> Mapping[str, pa.Array]:
+        """Columns of a shard, mapped into memory."""
+        if shard not in self._columns:
+            path = self.folder / self._shards[shard]["file"]
+            try:
+                with pa.memory_map(str(path)) as file:
+                    batch = pa.ipc.open_file(file).get_batch(0)
+            except (OSError, pa.ArrowException) as error:
+                raise CacheError(f"{path} cannot be read ({error}). Write the container anew.") from error
+            if batch.schema != cache_format.SCHEMA or batch.num_rows != self._shards[shard]["scenes"]:
+                raise CacheError(f"{path} does not hold what {MANIFEST} says. Write the container anew.")
+            self._columns[shard] = dict(zip(batch.schema.names, batch.columns, strict=True))
+        return self._columns[shard]
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a container of this version."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format"]
+    except FileNotFoundError:
+        raise CacheError(
+            f"{folder} holds no container: {MANIFEST} is missing, or writing never came to its end"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{path} cannot be read ({error!r}). Write the container anew.") from error
+    if version != cache_format.VERSION:
+        newer = isinstance(version, int) and version > cache_format.VERSION
+        remedy = "read it with a newer version of recogdrive" if newer else "write it anew with this version"
+        raise CacheError(f"{folder} has format {version!r}, this version reads {cache_format.VERSION}; {remedy}")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pdm_stream(
+    scenes: Sequence[PdmScene] | PdmCache,
+    batch_size: int,
+    *,
+    collate: Callable[[Sequence[PdmScene]], T],
+    seed: int | None,
+    num_epochs: int | None = None,
+    num_threads: int = 1,
+    prefetch: int = 2,
+) -> grain.IterDataset[T]:
+    """Batches of scenes, the same for the same seed; its iterators have `get_state` and `set_state`.
+
+    Scenes are shuffled anew in every epoch. Batches run on across the border of epochs; only the very last one can have
+    fewer than `batch_size` scenes.
+
+    Args:
+      scenes: A container or any random-access sequence.
+      batch_size: Scenes of a batch.
+      collate: Makes a batch of a list of scenes.
+      seed: Of the order; None keeps the order of `scenes`.
+      num_epochs: How often every scene comes; None for ever.
+      num_threads: Reading threads.
+      prefetch: Batches made ahead.
+
+    Raises:
+      ValueError: No scenes, or a batch size below 1.
+    """
+    if len(scenes) == 0:
+        raise ValueError(f"{scenes!r} holds no scenes to make batches of")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    dataset = grain.MapDataset.source(scenes)
+    if seed is not None:
+        dataset = dataset.shuffle(seed=seed)
+    batches = dataset.repeat(num_epochs).batch(batch_size, batch_fn=collate)
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads, max(prefetch, num_threads)))

@@ -1,0 +1,255 @@
+"""The PDM score: drives trajectories through the simulator, multiplies and weights the metrics.
+
+`score_trajectories` is the pure function for use inside other programs; `PdmScorer` is the same from NumPy to NumPy.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from recogdrive.pdm.batch import SceneBatch, Sizes, pad_scenes
+from recogdrive.pdm.contact import Boxes, first_contacts
+from recogdrive.pdm.footprint import centers, corners
+from recogdrive.pdm.map_index import build_map_index
+from recogdrive.pdm.metrics import time_to_collision as ttc
+from recogdrive.pdm.metrics.collision import EgoMotion, collisions
+from recogdrive.pdm.metrics.comfort import comfort
+from recogdrive.pdm.metrics.drivable_area import areas, drivable_area
+from recogdrive.pdm.metrics.driving_direction import driving_direction
+from recogdrive.pdm.metrics.progress import ego_progress, raw_progress
+from recogdrive.pdm.scene import PdmScene
+from recogdrive.pdm.scores import EVALUATION_WEIGHTS, PdmScores, ScoreWeights
+from recogdrive.pdm.simulator import simulate
+from recogdrive.pdm.state import EgoState
+from recogdrive.pdm.trajectory import (
+    absolute_poses,
+    check_trajectories,
+    interpolate_candidate,
+    interpolate_normaliser,
+)
+
+DTYPES = ("float32", "float64")
+
+
+class Drive(NamedTuple):
+    """Simulated drives of S x G trajectories and their metrics, before normalisation and weighting.
+
+    Attributes as in `PdmScores`.
+    """
+
+    no_at_fault_collisions: Float[Array, "S G"]
+    drivable_area_compliance: Float[Array, "S G"]
+    driving_direction_compliance: Float[Array, "S G"]
+    time_to_collision_within_bound: Float[Array, "S G"]
+    comfort: Float[Array, "S G"]
+    progress_m: Float[Array, "S G"]
+    collision_step: Int[Array, "S G"]
+    collision_track: Int[Array, "S G"]
+    off_road_step: Int[Array, "S G"]
+    off_road_corner: Int[Array, "S G"]
+    ttc_step: Int[Array, "S G"]
+    ttc_ahead_steps: Int[Array, "S G"]
+    ttc_track: Int[Array, "S G"]
+    oncoming_m: Float[Array, "S G"]
+    comfort_ok: Bool[Array, "S G 6"]
+    comfort_min: Float[Array, "S G 6"]
+    comfort_max: Float[Array, "S G 6"]
+    states: Float[Array, "S G 41 11"]
+    area_flags: Bool[Array, "S G 41 3"]
+
+
+def drive(scenes: SceneBatch, poses: Float[Array, "S G 41 3"]) -> Drive:
+    """Simulates the car along poses and judges what happens.
+
+    Args:
+      scenes: Where.
+      poses: Rear-axle poses at 0 ... 4 s, local frame.
+    """
+    states = simulate(poses, scenes.ego_state[:, None])
+    dtype = states.dtype
+    center, footprint_corners = centers(states), corners(states)
+    heading = states[..., EgoState.HEADING]
+    ego = EgoMotion(
+        rear_x=states[..., EgoState.X],
+        rear_y=states[..., EgoState.Y],
+        footprint=Boxes(center[..., 0], center[..., 1], jnp.cos(heading), jnp.sin(heading)),
+        speed=jnp.hypot(states[..., EgoState.VELOCITY_X], states[..., EgoState.VELOCITY_Y]),
+    )
+    where = areas(scenes.maps, states[..., : EgoState.HEADING], center, footprint_corners)
+    contacts = first_contacts(ego.footprint, ego.speed, ego.speed < ttc.STANDING_MPS, scenes.agents)
+    no_collision, collision_step, collision_track = collisions(ego, scenes.agents, where, contacts.collision)
+    on_road, off_road_step, off_road_corner = drivable_area(where, dtype)
+    ttc_score, ttc_step, ttc_ahead, ttc_track = ttc.time_to_collision(ego, scenes.agents, where, contacts.projected)
+    direction, oncoming_m = driving_direction(center, where.oncoming)
+    comfort_ok, comfort_min, comfort_max = comfort(states)
+    return Drive(
+        no_at_fault_collisions=no_collision,
+        drivable_area_compliance=on_road,
+        driving_direction_compliance=direction,
+        time_to_collision_within_bound=ttc_score,
+        comfort=comfort_ok.all(axis=-1).astype(dtype),
+        progress_m=raw_progress(center[:, :, 0], center[:, :, -1], scenes.centerline, scenes.centerline_points),
+        collision_step=collision_step,
+        collision_track=collision_track,
+        off_road_step=off_road_step,
+        off_road_corner=off_road_corner,
+        ttc_step=ttc_step,
+        ttc_ahead_steps=ttc_ahead,
+        ttc_track=ttc_track,
+        oncoming_m=oncoming_m,
+        comfort_ok=comfort_ok,
+        comfort_min=comfort_min,
+        comfort_max=comfort_max,
+        states=states,
+        area_flags=jnp.stack([where.several_lanes, where.off_road, where.oncoming], axis=-1),
+    )
+
+
+def with_normaliser(scenes: SceneBatch) -> SceneBatch:
+    """The batch with progress and factor of its normalisers, which every score needs; once a scene is enough.
+
+    Source: NAVSIM `pdm_score` scores the cached PDM-Closed trajectory beside every candidate.
+    """
+    judged = drive(scenes, interpolate_normaliser(scenes.normaliser_poses)[:, None])
+    factor = judged.no_at_fault_collisions * judged.drivable_area_compliance
+    return scenes._replace(normaliser_progress_m=judged.progress_m[:, 0], normaliser_factor=factor[:, 0])
+
+
+def score_trajectories(
+    scenes: SceneBatch, trajectories: Float[Array, "S G 8 3"], weights: ScoreWeights = EVALUATION_WEIGHTS
+) -> PdmScores:
+    """Scores G trajectories in each of S scenes; pure and jittable.
+
+    Args:
+      scenes: With their normalisers (`with_normaliser`).
+      trajectories: x, y, heading at 0.5 ... 4 s in the initial rear-axle frame, metres and radians. One with non-finite
+        poses is invalid: its scores are NaN, those of the others are not touched.
+      weights: Of the averaged sub-scores.
+
+    Source: NAVSIM `pdm_score`, `PDMScorer.score_proposals`.
+    """
+    dtype = scenes.ego_state.dtype
+    valid = jnp.isfinite(trajectories).all(axis=(-2, -1))
+    # An invalid trajectory drives along zeros, so that nothing that is not finite enters the batch.
+    planned = jnp.where(valid[..., None, None], trajectories, 0).astype(dtype)
+    initial_pose = scenes.ego_state[:, None, : EgoState.HEADING + 1]
+    driven = drive(scenes, interpolate_candidate(absolute_poses(planned, initial_pose), initial_pose))
+
+    factor = driven.no_at_fault_collisions * driven.drivable_area_compliance
+    normaliser = scenes.normaliser_progress_m[:, None], scenes.normaliser_factor[:, None]
+    progress = ego_progress(driven.progress_m, factor, *normaliser)
+    weighted = (
+        weights.progress * progress
+        + weights.time_to_collision * driven.time_to_collision_within_bound
+        + weights.comfort * driven.comfort
+        + weights.driving_direction * driven.driving_direction_compliance
+    )
+    total = weights.progress + weights.time_to_collision + weights.comfort + weights.driving_direction
+
+    def known(values: Array) -> Array:
+        """NaN, or -1 for steps and tracks, where the trajectory is invalid."""
+        is_valid = valid.reshape(*valid.shape, *[1] * (values.ndim - 2))
+        if values.dtype == bool:
+            return values & is_valid
+        return jnp.where(is_valid, values, jnp.nan if jnp.issubdtype(values.dtype, jnp.floating) else -1)
+
+    return PdmScores(
+        valid=valid,
+        ego_progress=known(progress),
+        score=known(factor * (weighted / total)),
+        normaliser_progress_m=scenes.normaliser_progress_m,
+        normaliser_factor=scenes.normaliser_factor,
+        **{name: known(values) for name, values in driven._asdict().items()},
+    )
+
+
+@gin.register
+class PdmScorer:
+    """Scores trajectories of scenes, from NumPy to NumPy, compiled once for each size of batch.
+
+    Args:
+      weights: Of the averaged sub-scores; NAVSIM's evaluation unless given.
+      dtype: "float64" as the reference computes, or "float32" for devices without it.
+      max_scenes: Scenes scored at once; more are scored in turn, which bounds memory.
+
+    Raises:
+      ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self, weights: ScoreWeights | None = None, *, dtype: str = "float64", max_scenes: int = 64
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
+        if max_scenes < 1:
+            raise ValueError(f"max_scenes={max_scenes} must be positive.")
+        self.weights = EVALUATION_WEIGHTS if weights is None else weights
+        self.dtype = dtype
+        self._max_scenes = max_scenes
+        self._sizes: Sizes | None = None
+        self._normalise = jax.jit(with_normaliser)
+        self._score = jax.jit(score_trajectories, static_argnames="weights")
+
+    def prepare(self, scenes: Sequence[PdmScene]) -> SceneBatch:
+        """Scenes on the device, with their normalisers scored.
+
+        Sizes only grow from call to call, so that a split of scenes soon needs no further compilation.
+        """
+        indices = [build_map_index(scene) for scene in scenes]
+        fitting = Sizes.fitting(scenes, indices)
+        self._sizes = fitting if self._sizes is None else self._sizes.union(fitting)
+        batch = pad_scenes(scenes, dtype=self.dtype, indices=indices, sizes=self._sizes)
+        with self._precision():
+            return self._normalise(batch)
+
+    def score_batch(self, scenes: SceneBatch, trajectories: Float[np.ndarray, "S G 8 3"]) -> PdmScores:
+        """Scores on the device for scenes prepared before.
+
+        Raises:
+          ValueError: The trajectories do not have 8 poses at 0.5 s, or are not one group for each scene.
+        """
+        check_trajectories(trajectories)
+        if trajectories.ndim != 4 or trajectories.shape[0] != scenes.num_scenes:
+            raise ValueError(
+                f"trajectories have shape {trajectories.shape} for {scenes.num_scenes} scenes; give (S, G, 8, 3) with "
+                f"S={scenes.num_scenes}: G trajectories for each scene."
+            )
+        with self._precision():
+            return self._score(scenes, jnp.asarray(trajectories, self.dtype), weights=self.weights)
+
+    def score(self, scenes: Sequence[PdmScene], trajectories: Float[np.ndarray, "S G 8 3"]) -> PdmScores:
+        """Scores of G trajectories in each scene, as NumPy arrays.
+
+        Args:
+          scenes: Valid scenes (`validation.validate`).
+          trajectories: x, y, heading at 0.5 ... 4 s in each scene's initial rear-axle frame.
+
+        Raises:
+          ValueError: As `score_batch`.
+        """
+        trajectories = np.asarray(trajectories)
+        if trajectories.ndim != 4 or len(trajectories) != len(scenes):
+            check_trajectories(trajectories)
+            raise ValueError(
+                f"trajectories have shape {trajectories.shape} for {len(scenes)} scenes; give (S, G, 8, 3) with "
+                f"S={len(scenes)}: G trajectories for each scene."
+            )
+        parts = []
+        for start in range(0, len(scenes), self._max_scenes):
+            chosen = scenes[start : start + self._max_scenes]
+            # Filled up to a power of two with copies of the last scene, so that few sizes are compiled.
+            rows = np.minimum(np.arange(1 << (len(chosen) - 1).bit_length()), len(chosen) - 1)
+            batch = self.prepare([chosen[i] for i in rows])
+            scores = self.score_batch(batch, trajectories[start : start + len(chosen)][rows])
+            parts.append(PdmScores(*(np.asarray(values)[: len(chosen)] for values in scores)))
+        if not parts:
+            raise ValueError("There are no scenes to score; give at least one.")
+        return PdmScores(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+    def _precision(self) -> jax.enable_x64:
+        return jax.enable_x64(self.dtype == "float64")
