@@ -7,7 +7,11 @@ import os
 from pathlib import Path
 
 import gin
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+import torch
 
 from recogdrive.composition import compose
 from recogdrive.experiment import load_registry
@@ -85,3 +89,27 @@ def test_the_large_runs_have_the_references_schedule_and_length():
     compose(REGISTRY["2b_il_ema"], [], [])
     averaged = gin.get_configurable("Trainer")()
     assert averaged.steps == round(85_109 * 100 / 512) and averaged.ema_decay == 0.999
+
+
+def test_the_ego_status_mlp_is_trained_as_by_torchs_adam():
+    """Three updates of the experiment's own optimiser, on gradients large enough for clipping to show."""
+    compose(REGISTRY["baseline_ego_status_mlp"], [], [])
+    transformation, _ = gin.get_configurable("Trainer")().optimizer.build(64, 1000)
+    start = np.array([0.5, -2.0, 30.0], np.float32)
+    reference = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    adam = torch.optim.Adam([reference], lr=1e-4)
+    params = {"w": jnp.asarray(start)}
+    state = transformation.init(params)
+    for gradient in ([9.0, -0.1, 3.0], [-5.0, 0.2, 3.0], [1.0, 0.0, 3.0]):
+        reference.grad = torch.tensor(gradient)
+        adam.step()
+        updates, state = transformation.update({"w": jnp.asarray(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["w"] - start, reference.detach().numpy() - start, rtol=1e-3)
+
+
+def test_the_ego_status_mlp_has_the_references_batch_and_no_average():
+    compose(REGISTRY["baseline_ego_status_mlp"], [], [])
+    text = gin.config_str()
+    assert "BATCH_SIZE = 64" in text and "LEARNING_RATE = 0.0001" in text
+    assert gin.get_configurable("Trainer")().ema_decay is None

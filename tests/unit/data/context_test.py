@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from recogdrive.data.context import TOKEN_WIDTH, ContextShape, SceneTokens, TokenKind
+from recogdrive.data.context import TOKEN_WIDTH, ContextShape, NoContext, SceneTokens, TokenKind
 
 # Positions within a token, as the class's docstring gives them.
 DIRECTION = slice(12, 14)
@@ -109,3 +109,10 @@ def test_a_shape_alone_gives_no_tokens(straight_scene):
     shape = ContextShape(num_tokens=2800, width=1536)
     with pytest.raises(ValueError, match=r"00000000000000aa has no context: .*\(2800, 1536\)"):
         shape(straight_scene)
+
+
+def test_no_context_is_an_empty_table_of_its_own_shape(straight_scene):
+    source = NoContext()
+    context = source(straight_scene)
+    assert context.tokens.shape == (source.num_tokens, source.width) == (0, 0)
+    assert context.mask.shape == (0,) and context.mask.dtype == bool

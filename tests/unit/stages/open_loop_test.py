@@ -7,6 +7,8 @@ import pytest
 
 from recogdrive.data.context import SceneTokens
 from recogdrive.evaluation.agents import ConstantVelocity, Human, recorded_trajectories
+from recogdrive.models.ego_status_mlp import EgoStatusMLP
+from recogdrive.models.planner.official_checkpoint import save_official
 from recogdrive.stages import open_loop
 from recogdrive.stages.open_loop import OpenLoop, headline
 
@@ -97,6 +99,21 @@ def test_the_usual_baselines_are_rows_and_one_that_carries_an_agents_name_gives_
     assert list(summary) == ["human", "constant_velocity", "stopped"]
     # The future is (9 t, 0.1 t): at 4 s it is 36 m ahead and 0.4 m to the left of where a stopped car is.
     assert summary["stopped"]["fde"] == pytest.approx(np.hypot(36.0, 0.4), rel=1e-6)
+
+
+def test_a_trained_ego_status_mlp_is_one_more_baseline(straight_scene, tmp_path):
+    model = EgoStatusMLP()
+    params = {row.name: np.zeros(row.shape, np.float32) for row in model.parameter_table()}
+    save_official(tmp_path / "mlp.ckpt", params, model)
+    component = OpenLoop(ego_status_mlp=str(tmp_path / "mlp.ckpt"))
+    summary = component.final(tmp_path, [ConstantVelocity()], {"val": Source(straight_scene, 2)})
+    assert list(summary) == ["constant_velocity", "stopped", "human", "ego_status_mlp"]
+    assert summary["ego_status_mlp"]["fde"] == summary["stopped"]["fde"]
+
+
+def test_an_ego_status_mlp_that_is_not_there_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(ValueError, match="No ego-status MLP can be read from .*gone"):
+        OpenLoop(ego_status_mlp=tmp_path / "gone")
 
 
 def test_the_report_is_about_the_first_agent_even_if_it_is_a_baseline(straight_scene, tmp_path, monkeypatch):

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from recogdrive.data.context import ContextShape
+from recogdrive.data.context import ContextShape, NoContext
 from recogdrive.experiment import ConfigurationError
+from recogdrive.models.ego_status_mlp import EgoStatusMLP
 from recogdrive.models.planner.official_checkpoint import save_official
 from recogdrive.models.planner.planner import DiffusionPlanner
 from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
@@ -56,3 +57,9 @@ def test_a_context_of_another_width_is_refused_with_the_one_to_set():
         ConfigurationError, match=r"ContextShape makes tokens of width 9, the planner reads 6; set CONTEXT_WIDTH=9"
     ):
         require_fit(ContextShape(4, 9), planner())
+
+
+def test_a_context_that_the_planner_would_not_read_is_refused_with_the_fragment_to_include():
+    require_fit(NoContext(), EgoStatusMLP(4))
+    with pytest.raises(ConfigurationError, match=r"width 9, EgoStatusMLP reads none; include gin/context/none.gin"):
+        require_fit(ContextShape(4, 9), EgoStatusMLP(4))

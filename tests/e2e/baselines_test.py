@@ -1,0 +1,55 @@
+"""Baselines by name on the command line: the ego-status MLP is trained, then stands beside another baseline."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.heavy
+BASELINES = {"constant_velocity", "stopped", "human"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Lets the processes of this module share what they compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+        yield
+
+
+def run(experiment, folder, *bindings):
+    flags = [f"--experiment={experiment}", f"--workdir={folder}", *(f"--gin_bindings={b}" for b in bindings)]
+    command = [sys.executable, "-m", "recogdrive.main", *flags]
+    result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=240, env=os.environ)
+    assert result.returncode == 0, result.stderr
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "mlp"
+    short = ["TRAIN_STEPS=4", "TRAIN_SCENES=8", "VAL_SCENES=4", "BATCH_SIZE=4", "LOG_EVERY=2", "EVAL_EVERY=4"]
+    return folder, run("baseline_ego_status_mlp", folder, *short)
+
+
+def test_the_trained_baseline_leaves_rows_report_and_an_official_checkpoint(trained):
+    folder, summary = trained
+    assert set(summary) == BASELINES | {"ego_status_mlp"}
+    assert (folder / "export" / "ego_status_mlp.ckpt").is_file()
+    assert "ego_status_mlp" in (folder / "report" / "index.html").read_text()
+
+
+def test_a_baseline_runs_by_name_with_the_trained_one_as_a_further_row(trained, tmp_path):
+    folder, trained_summary = trained
+    weights = folder / "export" / "ego_status_mlp.ckpt"
+    summary = run("baseline_constant_velocity", tmp_path / "cv", "VAL_SCENES=4", f"EGO_STATUS_MLP='{weights}'")
+    assert list(summary) == ["constant_velocity", "stopped", "human", "ego_status_mlp"]
+    for agent, metrics in summary.items():
+        assert metrics["scenes"] == 4
+        assert metrics["fde"] == pytest.approx(trained_summary[agent]["fde"], rel=1e-5), agent
+    rows = list(csv.DictReader((tmp_path / "cv" / "scenes.csv").open()))
+    assert sum(row["agent"] == "ego_status_mlp" for row in rows) == 4
