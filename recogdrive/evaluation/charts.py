@@ -25,6 +25,7 @@ _INK = "#0a0b0c"
 """Stands for the page's text colour while matplotlib draws; no series has this colour."""
 _MAX_POINTS = 500
 _HISTOGRAM_BINS = 40
+_SCORE_BINS = 20
 
 LINE_COLORS = ("#d1604d", "#4e79a7", "#59a14f", "#b07aa1", "#e38c47", "#00798c")
 
@@ -74,16 +75,17 @@ def read_training_curves(path: Path) -> TrainingCurves:
 
 
 def training_charts(curves: TrainingCurves) -> list[str]:
-    """One chart each for loss, learning rate, gradient norm and the final displacement error of evaluations."""
+    """One chart each for loss, learning rate and gradient norm, and for FDE and PDM score of evaluations."""
     charts = []
     for title, names in CURVES:
         lines = {name: curves.series[name] for name in names if name in curves.series}
         if lines:
             charts.append(line_chart(title, lines))
     # The headline split has the plain name, further splits have theirs before it: a line each.
-    evaluations = {name: line for name, line in curves.series.items() if name.split("/")[-1] == "fde"}
-    if evaluations:
-        charts.append(line_chart("FDE at 4 s during training (m)", evaluations, markers=True))
+    for metric, title in (("pdms", "PDM score during training"), ("fde", "FDE at 4 s during training (m)")):
+        evaluations = {name: line for name, line in curves.series.items() if name.split("/")[-1] == metric}
+        if evaluations:
+            charts.append(line_chart(title, evaluations, markers=True))
     return charts
 
 
@@ -145,6 +147,38 @@ def distribution_charts(errors: Mapping[str, Float[np.ndarray, "N"]]) -> list[st
     ax.set_ylabel("share of scenes")
     _legend(ax, loc="lower right")
     return [histogram, _svg(figure, "Cumulative distribution of FDE")]
+
+
+def score_charts(scores: Mapping[str, Float[np.ndarray, "N"]]) -> list[str]:
+    """Histogram of PDM scores in [0, 1] and share of scenes that reach a score, agent by agent."""
+    scores = {agent: np.asarray(values, dtype=np.float64) for agent, values in scores.items() if len(values)}
+    if not scores:
+        return []
+    edges = np.linspace(0.0, 1.0, _SCORE_BINS + 1)
+    figure, ax = _chart("PDM score, scenes per bin")
+    for i, (agent, values) in enumerate(scores.items()):
+        counts, _ = np.histogram(np.clip(values, 0.0, 1.0), edges)
+        ax.stairs(counts, edges, color=agent_color(agent, i), fill=True, alpha=0.15)
+        ax.stairs(counts, edges, color=agent_color(agent, i), linewidth=1.4, label=agent)
+    ax.set_xlabel("PDM score")
+    ax.set_ylabel("scenes")
+    _legend(ax, loc="upper center")
+    histogram = _svg(figure, "Histogram of PDM scores")
+
+    figure, ax = _chart("PDM score, share of scenes that reach it")
+    for i, (agent, values) in enumerate(scores.items()):
+        x = np.sort(values)
+        if len(x) > _MAX_POINTS:
+            x = np.quantile(x, np.linspace(0, 1, _MAX_POINTS))
+        share = 1 - np.arange(len(x)) / len(x)  # of scenes at x or above
+        line = {"color": agent_color(agent, i), "linewidth": 1.6, "label": agent}
+        ax.step([0.0, *x, 1.0], [1.0, *share, share[-1] if x[-1] >= 1 else 0.0], where="pre", **line)
+    ax.set_xlim(0.0, 1.0)
+    ax.set_ylim(0.0, 1.02)
+    ax.set_xlabel("PDM score")
+    ax.set_ylabel("share of scenes")
+    _legend(ax, loc="lower left")
+    return [histogram, _svg(figure, "Share of scenes by PDM score")]
 
 
 def agent_color(agent: str, order: int) -> str:

@@ -7,6 +7,7 @@ from enum import StrEnum
 import numpy as np
 
 from recogdrive.data.types import AgentClass
+from recogdrive.pdm.metrics.comfort import LOWER_BOUNDS, UPPER_BOUNDS
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.scores import PdmScores
 from recogdrive.pdm.state import STEP_S
@@ -39,25 +40,15 @@ class LossKind(StrEnum):
     DIRECTION = "direction"
 
 
-@dataclass(frozen=True)
-class Signal:
-    """A signal that comfort bounds: how people call it, its unit and the open interval it must stay in."""
-
-    name: str
-    unit: str
-    low: float
-    high: float
-
-
 COMFORT_SIGNALS = (
-    Signal("longitudinal acceleration", "m/s^2", -4.05, 2.40),
-    Signal("lateral acceleration", "m/s^2", -4.89, 4.89),
-    Signal("jerk magnitude", "m/s^3", -8.37, 8.37),
-    Signal("longitudinal jerk", "m/s^3", -4.13, 4.13),
-    Signal("yaw acceleration", "rad/s^2", -1.93, 1.93),
-    Signal("yaw rate", "rad/s", -0.95, 0.95),
+    ("longitudinal acceleration", "m/s^2"),
+    ("lateral acceleration", "m/s^2"),
+    ("jerk magnitude", "m/s^3"),
+    ("longitudinal jerk", "m/s^3"),
+    ("yaw acceleration", "rad/s^2"),
+    ("yaw rate", "rad/s"),
 )
-"""In the order of `PdmScores.comfort_ok`. Source: NAVSIM `pdm_comfort_metrics.py`."""
+"""Names and units of what comfort bounds, in the order of `PdmScores.comfort_ok`."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +83,10 @@ def losses_of(scene: PdmScene, scores: PdmScores, s: int, g: int) -> tuple[Loss,
         )
         found.append(Loss(LossKind.TIME_TO_COLLISION, f"time to collision: {text}"))
     found += [
-        Loss(LossKind.COMFORT, _comfort_text(signal, float(low), float(high)))
-        for signal, ok, low, high in zip(
-            COMFORT_SIGNALS, scores.comfort_ok[s, g], scores.comfort_min[s, g], scores.comfort_max[s, g], strict=True
+        Loss(
+            LossKind.COMFORT, _comfort_text(number, scores.comfort_min[s, g, number], scores.comfort_max[s, g, number])
         )
+        for number, ok in enumerate(scores.comfort_ok[s, g])
         if not ok
     ]
     # Progress of a trajectory that a collision or the road's edge already took everything from says nothing more.
@@ -113,7 +104,7 @@ def failed_signals(scores: PdmScores, s: int, g: int) -> str:
     if not scores.valid[s, g]:
         return ""
     ok = np.asarray(scores.comfort_ok[s, g])
-    return ", ".join(signal.name for signal, fine in zip(COMFORT_SIGNALS, ok, strict=True) if not fine)
+    return ", ".join(name for (name, _), fine in zip(COMFORT_SIGNALS, ok, strict=True) if not fine)
 
 
 def sentence(losses: Sequence[Loss]) -> str:
@@ -133,7 +124,9 @@ def _when(step: int) -> str:
     return f"after {step * STEP_S:.1f} s" if step else "from the start"
 
 
-def _comfort_text(signal: Signal, low: float, high: float) -> str:
-    """The value farthest out of bounds, and the bounds."""
-    value = high if high - signal.high >= signal.low - low else low
-    return f"{signal.name} {value:.2f} {signal.unit} outside {signal.low:g} ... {signal.high:g}"
+def _comfort_text(number: int, least: float, largest: float) -> str:
+    """The value of a signal that is farthest out of bounds, and the bounds."""
+    name, unit = COMFORT_SIGNALS[number]
+    lower, upper = LOWER_BOUNDS[number], UPPER_BOUNDS[number]
+    value = largest if largest - upper >= lower - least else least
+    return f"{name} {value:.2f} {unit} outside {lower:g} ... {upper:g}"

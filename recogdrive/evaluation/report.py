@@ -8,7 +8,6 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,28 @@ from recogdrive.data.types import Scene
 from recogdrive.evaluation.bev import HUMAN, figure_png, scene_figure, view_of
 from recogdrive.evaluation.charts import distribution_charts, read_training_curves, training_charts
 from recogdrive.evaluation.open_loop import EvaluatedSplit, OpenLoopEvaluation, OpenLoopRow, summarise
-from recogdrive.evaluation.tables import CSV_FILE, PARQUET_FILE, SUMMARY_FILE, replace_file
+from recogdrive.evaluation.pdms import PdmsEvaluation
+from recogdrive.evaluation.pdms_report import CONSTANT_VELOCITY, pdms_context
+from recogdrive.evaluation.report_tables import MAX_LISTED, TITLES, Column, Counts, break_down, summary_table
+from recogdrive.evaluation.tables import (
+    CSV_FILE,
+    PARQUET_FILE,
+    PDMS_CSV_FILE,
+    PDMS_DIR,
+    PDMS_PARQUET_FILE,
+    SUMMARY_FILE,
+    replace_file,
+)
 
 REPORT_FILE = Path("report") / "index.html"
-BASELINES = (HUMAN, "constant_velocity")
-_MAX_LISTED = 15
-"""Rows of a table of the page; the files next to it hold all."""
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of the summary table: metric of the summary, heading, and how a value reads."""
-
-    metric: str
-    heading: str
-    spec: str
-    interval: bool = False
-
-
+BASELINES = (HUMAN, CONSTANT_VELOCITY, "stopped", "ego_status_mlp")
+_COUNTS = Counts(scenes="scenes", missing="invalid_scenes", partial="partial")
 _COLUMNS = (
-    _Column("ade", "ADE (m)", ".3f", interval=True),
-    _Column("fde", "FDE at 4 s (m)", ".3f", interval=True),
-    _Column("miss_rate", "misses, FDE over 2 m", ".1%"),
-    _Column("heading_error", "heading error (rad)", ".4f"),
-    _Column("final_heading_error", "heading error at 4 s (rad)", ".4f"),
+    Column("ade", "ADE (m)", ".3f", interval=True),
+    Column("fde", "FDE at 4 s (m)", ".3f", interval=True),
+    Column("miss_rate", "misses, FDE over 2 m", ".1%"),
+    Column("heading_error", "heading error (rad)", ".4f"),
+    Column("final_heading_error", "heading error at 4 s (rad)", ".4f"),
 )
 
 
@@ -50,6 +47,7 @@ def write_report(
     run_dir: Path,
     evaluation: OpenLoopEvaluation,
     *,
+    pdms: PdmsEvaluation | None = None,
     subject: str | None = None,
     worst_scenes: int = 8,
     median_scenes: int = 4,
@@ -60,8 +58,9 @@ def write_report(
     Args:
       run_dir: Run folder; its `run.json`, `config.gin` and `metrics.jsonl` are shown where they exist.
       evaluation: What to report.
+      pdms: PDM scores of the same predictions, which then stand first.
       subject: Agent whose scenes are ranked and drawn; by default the first that is no baseline.
-      worst_scenes: How many scenes with the largest FDE are drawn, for each split.
+      worst_scenes: How many scenes with the lowest PDM score, and with the largest FDE, are drawn of each split.
       median_scenes: How many scenes around the median FDE are drawn, for each split.
       facts: Further lines of the page's head.
 
@@ -77,6 +76,7 @@ def write_report(
     if subject not in agents:
         raise ValueError(f"Agent {subject!r} was not evaluated; subject can be one of {', '.join(agents)}.")
     summary = summarise(evaluation.rows)
+    scores = None if pdms is None else pdms_context(pdms, evaluation, subject, worst_scenes)
     run = _read_run(run_dir)
     curves = read_training_curves(run_dir / "metrics.jsonl")
     invalid = [row for row in evaluation.rows if not row.valid]
@@ -86,6 +86,7 @@ def write_report(
         facts=_facts(run, run_dir) | {k: str(v) for k, v in (facts or {}).items()},
         versions=run.get("versions") if isinstance(run.get("versions"), dict) else {},
         subject=subject,
+        pdms=scores,
         human=HUMAN,
         headings=[column.heading for column in _COLUMNS],
         splits=[
@@ -94,10 +95,9 @@ def write_report(
         ],
         training_charts=training_charts(curves),
         unreadable_lines=curves.unreadable_lines,
-        invalid=invalid[:_MAX_LISTED],
+        invalid=invalid[:MAX_LISTED],
         invalid_count=len(invalid),
-        files=[name for name in (CSV_FILE, PARQUET_FILE, SUMMARY_FILE, "run.json", "config.gin", "metrics.jsonl")
-               if (run_dir / name).exists()],
+        files=_files(run_dir),
         commands=_commands(run_dir, run),
     )  # fmt: skip
     path = run_dir / REPORT_FILE
@@ -119,12 +119,23 @@ def median_rows(rows: Sequence[OpenLoopRow], count: int) -> list[OpenLoopRow]:
 
 
 def _template() -> jinja2.Template:
-    """The page's template, which is stored beside this file."""
-    text = (importlib.resources.files("recogdrive.evaluation") / "report.html.j2").read_text(encoding="utf-8")
+    """The page's template, which is stored beside this file as are its parts."""
+    folder = importlib.resources.files("recogdrive.evaluation")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(text)
+    return environment.get_template("report.html.j2")
+
+
+def _files(run_dir: Path) -> list[str]:
+    """What the page links to, as far as it is there."""
+    names = (PDMS_CSV_FILE, PDMS_PARQUET_FILE, CSV_FILE, PARQUET_FILE, SUMMARY_FILE)
+    tables = sorted(path.relative_to(run_dir).as_posix() for path in (run_dir / PDMS_DIR).rglob("*.csv"))
+    return [n for n in (*names, *tables, "run.json", "config.gin", "metrics.jsonl") if (run_dir / n).exists()]
 
 
 def _read_run(run_dir: Path) -> dict[str, Any]:
@@ -213,51 +224,25 @@ def _split_context(
         "name": split.name,
         "logs": len({row.log_name for row in rows}),
         "scenes": len(rows),
-        "table": _summary_table(summary, split.name),
+        "table": summary_table(summary, split.name, _COLUMNS, _COUNTS, high_is_better=False),
         "comparison": _comparison(summary, split.name, subject),
         "charts": distribution_charts(fde),
-        "breakdowns": [b for b in (_breakdown(by_agent, key) for key in ("layout", "log_name", "command")) if b],
+        "breakdowns": [
+            b
+            for b in (
+                break_down(by_agent, key, lambda row: row.fde, spec=".3f", high_is_worse=True, hidden=(HUMAN,))
+                for key in TITLES
+            )
+            if b
+        ],
         "worst": cards(worst),
         "median": cards(median),
     }
 
 
-def _summary_table(summary: Mapping[str, Mapping[str, float]], split: str) -> list[dict[str, Any]]:
-    """Rows of a split's summary; the best of the agents that drove themselves and on all scenes are marked."""
-    best = {}
-    for column in _COLUMNS:
-        rivals = [
-            metrics[f"{split}/{column.metric}"]
-            for agent, metrics in summary.items()
-            if agent != HUMAN and not metrics[f"{split}/partial"]
-        ]
-        best[column.metric] = min(rivals) if len(rivals) > 1 else None
-    table = []
-    for agent, metrics in summary.items():
-        partial = bool(metrics[f"{split}/partial"])
-        cells = []
-        for column in _COLUMNS:
-            value = metrics[f"{split}/{column.metric}"]
-            interval = None
-            if column.interval and math.isfinite(value):
-                ends = (metrics[f"{split}/{column.metric}_ci95_{end}"] for end in ("low", "high"))
-                interval = " – ".join(format(end, column.spec) for end in ends)
-            cells.append(
-                {
-                    "heading": column.heading,
-                    "text": format(value, column.spec) if math.isfinite(value) else "none",
-                    "interval": interval,
-                    "best": agent != HUMAN and not partial and value == best[column.metric],
-                }
-            )
-        invalid, scenes = metrics[f"{split}/invalid_scenes"], metrics[f"{split}/scenes"]
-        table.append({"agent": agent, "cells": cells, "partial": partial, "invalid": invalid, "scenes": scenes})
-    return table
-
-
 def _comparison(summary: Mapping[str, Mapping[str, float]], split: str, subject: str) -> str:
     """The subject's FDE against constant velocity's, in words."""
-    rival = "constant_velocity"
+    rival = CONSTANT_VELOCITY
     if subject == rival or rival not in summary:
         return ""
     ours, theirs = summary[subject][f"{split}/fde"], summary[rival][f"{split}/fde"]
@@ -265,44 +250,6 @@ def _comparison(summary: Mapping[str, Mapping[str, float]], split: str, subject:
         return ""
     change = 1 - ours / theirs
     return f"{abs(change):.0%} {'below' if change >= 0 else 'above'} that of {rival} ({ours:.3f} m to {theirs:.3f} m)"
-
-
-def _breakdown(by_agent: Mapping[str, Sequence[OpenLoopRow]], key: str) -> dict[str, Any] | None:
-    """Mean FDE by a property of the scenes, worst group of the first agent first.
-
-    None where all scenes share the property, or none share it: that would be the table of scenes again.
-    """
-    groups: dict[str, dict[str, list[float]]] = {}
-    counts: dict[str, int] = {}
-    for number, (agent, rows) in enumerate(by_agent.items()):
-        for row in rows:
-            name = getattr(row, key)
-            counts[name] = counts.get(name, 0) + (number == 0)
-            values = groups.setdefault(name, {a: [] for a in by_agent})[agent]
-            if row.valid:
-                values.append(row.fde)
-    if len(groups) < 2 or max(counts.values()) < 2:
-        return None
-    means = {
-        name: {agent: float(np.mean(values)) if values else math.nan for agent, values in group.items()}
-        for name, group in groups.items()
-    }
-    first = next(iter(by_agent))
-    order = sorted(means, key=lambda name: -math.inf if math.isnan(means[name][first]) else -means[name][first])
-    agents = [agent for agent in by_agent if agent != HUMAN]
-    return {
-        "title": {"layout": "layout", "log_name": "log", "command": "driving command"}[key],
-        "agents": agents,
-        "groups": [
-            {
-                "name": name or "none",
-                "scenes": counts[name],
-                "values": ["none" if math.isnan(means[name][a]) else f"{means[name][a]:.3f}" for a in agents],
-            }
-            for name in order[:_MAX_LISTED]
-        ],
-        "left_out": max(0, len(order) - _MAX_LISTED),
-    }
 
 
 def _card(split: EvaluatedSplit, number: int, scene: Scene, rows: Sequence[OpenLoopRow]) -> dict[str, Any]:
