@@ -1,7 +1,7 @@
 """The container of scenes to score in: a folder of Arrow shards with a manifest.
 
-`manifest.json` says which layout the shards have, who wrote them from what, and the size and SHA-256 of each. It is written
-last, so a folder has one only if everything in it is whole. Rows are laid out in `cache_format`.
+`manifest.json` says which layout the shards have, who wrote them from what, and the size and SHA-256 of each. It is
+written last, so a folder has one only if everything in it is whole. Rows are laid out in `cache_format`.
 """
 
 import hashlib
@@ -45,8 +45,8 @@ def fingerprint(origin: Mapping[str, Any], tokens: Sequence[str]) -> str:
 class PdmCacheWriter:
     """Writes scenes to a new container, shard by shard; a context manager.
 
-    Every file appears whole under its name or not at all, the manifest last. Leaving the context with an exception leaves no
-    container behind, only shards that the next writer removes.
+    Every file appears whole under its name or not at all, the manifest last. Leaving the context with an exception
+    leaves no container behind, only shards that the next writer removes.
 
     Args:
       folder: Where to; created if needed. It must not hold a container yet.
@@ -151,8 +151,8 @@ class PdmCacheWriter:
         if dtypes != self._dtypes:
             name = next(name for name in dtypes if dtypes[name] != self._dtypes[name])
             raise SceneError(
-                f"scene {scene.token}: {name} is {dtypes[name]} but the container holds {self._dtypes[name]}; convert it, "
-                f"or write it to another container"
+                f"scene {scene.token}: {name} is {dtypes[name]} but the container holds {self._dtypes[name]}; convert "
+                f"it, or write it to another container"
             )
 
     def _write_shard(self) -> None:
@@ -181,8 +181,8 @@ def _write_whole(path: Path, content: bytes | pa.Buffer) -> None:
 class PdmCache:
     """A container as a random-access sequence of scenes.
 
-    Shards are mapped into memory when first needed. Scenes are whole copies, checked against their checksum. Safe to read
-    from threads; pickled, it takes its folder along and no data, so it can be handed to worker processes.
+    Shards are mapped into memory when first needed. Scenes are whole copies, checked against their checksum. Safe to
+    read from threads; pickled, it takes its folder along and no data, so it can be handed to worker processes.
 
     Args:
       folder: The container.
@@ -193,8 +193,8 @@ class PdmCache:
       fingerprint: Of the origin and the tokens.
 
     Raises:
-      CacheError: No manifest (never written to its end), one of another version or damaged, a shard that is missing or not
-        as long as it was written.
+      CacheError: No manifest (never written to its end), one of another version or damaged, a shard that is missing or
+        not as long as it was written.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -291,6 +291,7 @@ class PdmCache:
             try:
                 with pa.memory_map(str(path)) as file:
                     batch = pa.ipc.open_file(file).get_batch(0)
+                batch.validate(full=True)
             except (OSError, pa.ArrowException) as error:
                 raise CacheError(f"{path} cannot be read ({error}). Write the container anew.") from error
             if batch.schema != cache_format.SCHEMA or batch.num_rows != self._shards[shard]["scenes"]:
