@@ -61,6 +61,10 @@ class Agents(NamedTuple):
     static: Bool[Array, "S A"]
 
 
+Corners = tuple[tuple[Float[Array, "*n"], Float[Array, "*n"]], ...]
+"""Corners of polygons, each as (x, y)."""
+
+
 class FirstContacts(NamedTuple):
     """First contact of each trajectory with each track; `NEVER` where there is none.
 
@@ -111,10 +115,8 @@ def overlap_gap(
     return gap, _GAP_ROUNDINGS * jnp.finfo(gap.dtype).eps * scale
 
 
-def corners(
-    boxes: Boxes, half_length: Array | float, half_width: Array | float
-) -> tuple[tuple[Float[Array, "*n"], Float[Array, "*n"]], ...]:
-    """Front left, rear left, rear right, front right: counter-clockwise, each as (x, y)."""
+def corners(boxes: Boxes, half_length: Array | float, half_width: Array | float) -> Corners:
+    """Front left, rear left, rear right, front right of boxes: counter-clockwise."""
     along, across = (boxes.cos * half_length, boxes.sin * half_length), (boxes.cos * half_width, boxes.sin * half_width)
     return tuple(
         (boxes.x + a * along[0] - b * across[1], boxes.y + a * along[1] + b * across[0])
@@ -122,21 +124,30 @@ def corners(
     )
 
 
-def polygons_meet(first: tuple[tuple[Array, Array], ...], second: tuple[tuple[Array, Array], ...]) -> Bool[Array, "*n"]:
+def polygons_meet(first: Corners, second: Corners) -> Bool[Array, "*n"]:
     """Whether two convex polygons share a point, decided without rounding; touching counts.
 
     Args:
-      first: Corners counter-clockwise, each (x, y) of (*n,). Two corners make a segment.
-      second: Likewise. Polygons of one direction without extent count as the segment they are.
+      first: Corners counter-clockwise. Two corners make a segment.
+      second: Likewise. A polygon without extent in some direction counts as the segment or point it is.
     """
-    separated = jnp.zeros(jnp.broadcast_shapes(first[0][0].shape, second[0][0].shape), bool)
-    for one, other in ((first, second), (second, first)):
-        for a, b in zip(one, (*one[1:], one[0]), strict=True):
-            outside = jnp.ones_like(separated)
-            for corner in other:
-                outside &= exact_orientation(a, b, corner) < 0
-            separated |= outside
-    return ~separated
+    sides = [
+        (a, b, corner)
+        for one, other in ((first, second), (second, first))
+        for a, b in zip(one, (*one[1:], one[0]), strict=True)
+        for corner in other
+    ]
+
+    def stacked(which: int, axis: int) -> Array:
+        return jnp.stack(jnp.broadcast_arrays(*(side[which][axis] for side in sides)))
+
+    # One call for all pairs of a side and a corner: the program stays small.
+    a, b, corner = ((stacked(which, 0), stacked(which, 1)) for which in range(3))
+    outside = exact_orientation(a, b, corner) < 0
+    of_first, of_second = jnp.split(outside, [len(first) * len(second)])
+    separates_first = of_first.reshape(len(first), len(second), *outside.shape[1:]).all(axis=1).any(axis=0)
+    separates_second = of_second.reshape(len(second), len(first), *outside.shape[1:]).all(axis=1).any(axis=0)
+    return ~(separates_first | separates_second)
 
 
 def first_contacts(
@@ -224,7 +235,7 @@ def _settled(
             agents.half_length[scene, track],
             agents.half_width[scene, track],
         )
-        return FirstContacts(_exact_first(pairs, projected=False), _exact_first(pairs, projected=True))
+        return _exact_first(pairs)
 
     return settle(unsure, contacts, decide)
 
@@ -240,33 +251,33 @@ class _Pairs(NamedTuple):
     half_width: Array
 
 
-def _exact_first(pairs: _Pairs, *, projected: bool) -> Int[Array, "B"]:
-    """First contact of each pair: goes from one possible contact to the next until one is certain."""
-    steps = jnp.repeat(jnp.arange(NUM_STATES), _PROJECTIONS)
-    ahead = jnp.tile(jnp.array(PROJECTED_STEPS), NUM_STATES)
+def _exact_first(pairs: _Pairs) -> FirstContacts:
+    """First contacts of each pair, both (B,): goes from one possible contact to the next until one is certain."""
     index = jnp.arange(NUM_STATES * _PROJECTIONS)
-    counts = ~pairs.stands[:, steps] if projected else (ahead == 0)[None]
-    ego = _moved(Boxes(*(v[:, steps] for v in pairs.ego)), pairs.speed[:, steps], ahead)
-    agent = Boxes(*(v[:, steps + ahead] for v in pairs.agent))
-    half = (pairs.half_length, pairs.half_width)
-    gap, error = overlap_gap(ego, (HALF_LENGTH_M, HALF_WIDTH_M), agent, (half[0][:, None], half[1][:, None]))
+    step, ahead = index // _PROJECTIONS, jnp.asarray(PROJECTED_STEPS)[index % _PROJECTIONS]
+    ego = _moved(Boxes(*(v[:, step] for v in pairs.ego)), pairs.speed[:, step], ahead)
+    agent = Boxes(*(v[:, step + ahead] for v in pairs.agent))
+    half = (pairs.half_length[:, None], pairs.half_width[:, None])
+    gap, error = overlap_gap(ego, (HALF_LENGTH_M, HALF_WIDTH_M), agent, half)
+    # Row 0 is the search for a collision, row 1 that for a projected contact.
+    counts = jnp.stack([jnp.broadcast_to(ahead == 0, gap.shape), ~pairs.stands[:, step]])
     sure, maybe = counts & (gap < -error), counts & (gap <= error)
 
-    def at(boxes: Boxes, where: Array) -> Boxes:
-        return Boxes(*(jnp.take_along_axis(v, where[:, None], axis=1)[:, 0] for v in boxes))
+    def at(values: Array, where: Array) -> Array:
+        return jnp.take_along_axis(jnp.broadcast_to(values, counts.shape), where[..., None], axis=-1)[..., 0]
 
     def advance(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         first, done = carry
-        possible = maybe & (index > first[:, None])
-        candidate = jnp.where(possible.any(axis=1), jnp.argmax(possible, axis=1), NEVER)
+        possible = maybe & (index > first[..., None])
+        candidate = jnp.where(possible.any(axis=-1), jnp.argmax(possible, axis=-1), NEVER)
         where = jnp.minimum(candidate, index.size - 1)
-        certain = jnp.take_along_axis(sure, where[:, None], axis=1)[:, 0]
         meets = polygons_meet(
-            corners(at(ego, where), HALF_LENGTH_M, HALF_WIDTH_M), corners(at(agent, where), half[0], half[1])
+            corners(Boxes(*(at(v, where) for v in ego)), HALF_LENGTH_M, HALF_WIDTH_M),
+            corners(Boxes(*(at(v, where) for v in agent)), pairs.half_length, pairs.half_width),
         )
-        return jnp.where(done, first, candidate), done | (candidate == NEVER) | certain | meets
+        return jnp.where(done, first, candidate), done | (candidate == NEVER) | at(sure, where) | meets
 
-    pairs_shape = pairs.half_length.shape
-    start = (jnp.full(pairs_shape, -1), jnp.zeros(pairs_shape, bool))
-    first, _ = jax.lax.while_loop(lambda carry: ~jnp.all(carry[1]), advance, start)
-    return jnp.where(first == NEVER, NEVER, first if projected else first // _PROJECTIONS).astype(jnp.int32)
+    start = (jnp.full(counts.shape[:2], -1), jnp.zeros(counts.shape[:2], bool))
+    (collision, projected), _ = jax.lax.while_loop(lambda carry: ~jnp.all(carry[1]), advance, start)
+    collision = jnp.where(collision == NEVER, NEVER, collision // _PROJECTIONS)
+    return FirstContacts(collision.astype(jnp.int32), projected.astype(jnp.int32))
