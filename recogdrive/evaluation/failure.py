@@ -5,12 +5,14 @@ Axes as in `bev`. Everything drawn here carries a gid `failure:...`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.path import Path as Outline
 
@@ -48,7 +50,8 @@ class Mark:
       gid: What it is, `failure:...`.
       xy: (4, 2) corners of a box, (N, 2) points of a way, or (1, 2) a point, in the scene frame.
       color: Of its line.
-      dashed: Whether it shows what would be, not what is.
+      look: Shape of the mark: an "ego" box is tinted, its "projection" dashed, an "object" hatched, a "way" dotted, a
+        "point" a cross.
       label: Text beside it.
       offset: Where the label stands from the middle of the mark, in points right and up.
     """
@@ -56,7 +59,7 @@ class Mark:
     gid: str
     xy: Float[np.ndarray, "N 2"]
     color: str
-    dashed: bool = False
+    look: Literal["ego", "projection", "object", "way", "point"]
     label: str = ""
     offset: tuple[float, float] = (0.0, 0.0)
 
@@ -124,24 +127,28 @@ def failure_marks(pdm_scene: PdmScene, evidence: Evidence, place: Float[np.ndarr
     if row.ttc_step is not None:
         step, ahead = row.ttc_step, row.ttc_ahead_steps
         label = f"TTC {step * STEP_S:.1f} + {ahead * STEP_S:.1f} s"
-        marks.append(Mark("failure:ttc_way", _way(pdm_scene, row.ttc_track, step + ahead, place), TTC_COLOR))
-        marks.append(Mark("failure:ttc_ego", footprint(states[step], place), TTC_COLOR))
+        marks.append(Mark("failure:ttc_way", _way(pdm_scene, row.ttc_track, step + ahead, place), TTC_COLOR, "way"))
+        marks.append(Mark("failure:ttc_ego", footprint(states[step], place), TTC_COLOR, "ego"))
         moved = footprint(states[step], place, moved_s=ahead * STEP_S)
-        marks.append(Mark("failure:ttc_projection", moved, TTC_COLOR, dashed=True))
+        marks.append(Mark("failure:ttc_projection", moved, TTC_COLOR, "projection"))
         box = _box(pdm_scene, row.ttc_track, step + ahead, place)
-        marks.append(Mark("failure:ttc_box", box, TTC_COLOR, dashed=True, label=label, offset=(-12.0, 14.0)))
+        marks.append(Mark("failure:ttc_box", box, TTC_COLOR, "object", label=label, offset=(-12.0, 14.0)))
     if row.off_road_step is not None:
         corners = footprint(states[row.off_road_step], place)
-        marks.append(Mark("failure:off_road_ego", corners, OFF_ROAD_COLOR))
+        marks.append(Mark("failure:off_road_ego", corners, OFF_ROAD_COLOR, "ego"))
         corner = corners[[CORNER_NAMES.index(row.off_road_corner)]]
         label = f"off road {row.off_road_step * STEP_S:.1f} s"
-        marks.append(Mark("failure:off_road_corner", corner, OFF_ROAD_COLOR, label=label, offset=(14.0, -14.0)))
+        marks.append(
+            Mark("failure:off_road_corner", corner, OFF_ROAD_COLOR, "point", label=label, offset=(14.0, -14.0))
+        )
     if row.collision_step is not None:
         step = row.collision_step
-        marks.append(Mark("failure:collision_way", _way(pdm_scene, row.collision_track, step, place), COLLISION_COLOR))
-        marks.append(Mark("failure:collision_ego", footprint(states[step], place), COLLISION_COLOR))
+        marks.append(
+            Mark("failure:collision_way", _way(pdm_scene, row.collision_track, step, place), COLLISION_COLOR, "way")
+        )
+        marks.append(Mark("failure:collision_ego", footprint(states[step], place), COLLISION_COLOR, "ego"))
         box, label = _box(pdm_scene, row.collision_track, step, place), f"hit {step * STEP_S:.1f} s"
-        marks.append(Mark("failure:collision_box", box, COLLISION_COLOR, label=label, offset=(14.0, 14.0)))
+        marks.append(Mark("failure:collision_box", box, COLLISION_COLOR, "object", label=label, offset=(14.0, 14.0)))
     return tuple(marks)
 
 
@@ -212,15 +219,17 @@ def _draw_line(ax: Axes, name: str, xy: np.ndarray, color: str, label: str, styl
 def _draw_mark(ax: Axes, mark: Mark) -> None:
     """A box, a way or a point, with its label."""
     xy = plot_xy(mark.xy)
-    if mark.gid.endswith("_way"):
+    if mark.look == "way":
         (line,) = ax.plot(*xy.T, color=mark.color, linestyle=":", linewidth=1.2, zorder=4.8)
         line.set_gid(mark.gid)
-    elif len(xy) == 1:
+    elif mark.look == "point":
         (point,) = ax.plot(*xy.T, color=mark.color, marker="X", markersize=9, markeredgecolor="white", zorder=5.2)
         point.set_gid(mark.gid)
     else:
-        style = "--" if mark.dashed else "-"
-        box = PolyCollection([xy], facecolors="none", edgecolors=mark.color, linestyles=style, linewidths=1.8, zorder=5)
+        tint = to_rgba(mark.color, 0.25) if mark.look == "ego" else "none"
+        style = "--" if mark.look == "projection" else "-"
+        box = PolyCollection([xy], facecolors=[tint], edgecolors=mark.color, linestyles=style, linewidths=1.8, zorder=5)
+        box.set_hatch("////" if mark.look == "object" else None)
         box.set_gid(mark.gid)
         ax.add_collection(box, autolim=False)
     if mark.label:

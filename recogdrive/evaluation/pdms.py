@@ -15,6 +15,7 @@ from recogdrive.evaluation.reasons import CORNER_NAMES, failed_signals, losses_o
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.scores import PdmScores
+from recogdrive.pdm.validation import validate
 
 SUB_SCORES = (
     "no_at_fault_collisions",
@@ -257,11 +258,14 @@ def score_scenes(
 
 
 def pdm_scene_or_error(scene: Scene, to_pdm_scene: Callable[[Scene], PdmScene]) -> PdmScene | SceneError:
-    """What is scored of a scene, or why it cannot be."""
+    """What is scored of a scene, checked, or why it cannot be scored. What is unusual about it is logged."""
     try:
-        return to_pdm_scene(scene)
+        made = to_pdm_scene(scene)
+        for warning in validate(made):
+            logging.log_first_n(logging.WARNING, "%s", _LISTED_IN_LOG, warning)
     except SceneError as error:
         return error
+    return made
 
 
 class _Worst:

@@ -136,7 +136,7 @@ def _card(pdms: PdmsEvaluation, split: EvaluatedSplit, item: Evidence, rows: Seq
         "results": [
             {
                 "agent": row.agent,
-                "values": [f"{getattr(row, name):.3g}" for name in _CARD_COLUMNS] if row.valid else None,
+                "values": [f"{getattr(row, name):.2g}" for name in _CARD_COLUMNS] if row.valid else None,
             }
             for row in rows
         ],
