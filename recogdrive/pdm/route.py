@@ -24,13 +24,20 @@ def project(
     squared = jnp.where(real, (along**2).sum(-1), 0.0)
     length = jnp.sqrt(squared)
     before = jnp.cumsum(length, axis=-1) - length
-    offset_x = points[..., :, None, 0] - start[..., None, :, 0]
-    offset_y = points[..., :, None, 1] - start[..., None, :, 1]
-    along_x, along_y = along[..., None, :, 0], along[..., None, :, 1]
+    segments = jnp.stack([start[..., 0], start[..., 1], along[..., 0], along[..., 1], squared])
+    gap, _ = _nearest_on(points, segments[..., None, :])
+    nearest = jnp.argmin(jnp.where(real[..., None, :], gap, jnp.inf), axis=-1)
+    chosen = jnp.take_along_axis(jnp.concatenate([segments, before[None], length[None]]), nearest[None], axis=-1)
+    _, fraction = _nearest_on(points, chosen[:5, ..., None])
+    return chosen[5] + fraction[..., 0] * chosen[6]
+
+
+def _nearest_on(
+    points: Float[Array, "*s G 2"], segments: Float[Array, "5 *s #G C"]
+) -> tuple[Float[Array, "*s G C"], Float[Array, "*s G C"]]:
+    """Squared distance to segments (start x, y; way x, y; its square), and the fraction of the way where that is."""
+    x, y, along_x, along_y, squared = segments
+    offset_x, offset_y = points[..., 0, None] - x, points[..., 1, None] - y
     inner = offset_x * along_x + offset_y * along_y
-    divisor = jnp.where(squared > 0, squared, 1.0)[..., None, :]
-    fraction = jnp.where(squared[..., None, :] > 0, jnp.clip(inner / divisor, 0.0, 1.0), 0.0)
-    gap = (offset_x - fraction * along_x) ** 2 + (offset_y - fraction * along_y) ** 2
-    nearest = jnp.argmin(jnp.where(real[..., None, :], gap, jnp.inf), axis=-1)[..., None]
-    place = before[..., None, :] + fraction * length[..., None, :]
-    return jnp.take_along_axis(place, nearest, axis=-1)[..., 0]
+    fraction = jnp.where(squared > 0, jnp.clip(inner / jnp.where(squared > 0, squared, 1.0), 0.0, 1.0), 0.0)
+    return (offset_x - fraction * along_x) ** 2 + (offset_y - fraction * along_y) ** 2, fraction
