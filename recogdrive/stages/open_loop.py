@@ -16,22 +16,32 @@ from recogdrive.evaluation.agents import Agent, ConstantVelocity, Human, Stopped
 from recogdrive.evaluation.bev import trajectory_grid
 from recogdrive.evaluation.ego_status_agent import EgoStatusMLPAgent
 from recogdrive.evaluation.open_loop import evaluate_open_loop, trajectory_errors
+from recogdrive.evaluation.pdms import SUB_SCORES, evaluate_pdms, partial_label, pdm_scene_or_error
 from recogdrive.evaluation.planner_agent import PlannerAgent, TrainablePlanner, planning_batches
 from recogdrive.evaluation.report import write_report
 from recogdrive.evaluation.tables import write_tables
 from recogdrive.models.bridge import Params
+from recogdrive.pdm.errors import SceneError
+from recogdrive.pdm.scene import PdmScene
+from recogdrive.pdm.scorer import PdmScorer
+from recogdrive.pdm.sources import PdmSceneSource
 
-HEADLINE_METRICS = ("ade", "fde", "miss_rate", "heading_error")
+HEADLINE_METRICS = ("pdms", "ade", "fde", "miss_rate", "heading_error")
+"""The first only where PDM scores are computed."""
 
 
 @gin.register
 class OpenLoop:
     """Compares planned with driven trajectories, during training on a part of each split and at the end on all of it.
 
+    Where scenes to score in are at hand, planned trajectories get their PDM score too.
+
     Args:
       baselines: Agents that stand beside the planner; constant velocity, stopped and the human unless given.
       ego_status_mlp: Run folder or official `.ckpt` of a trained ego-status MLP, which then is a baseline too; read
         at once, so that an unusable one is known before anything runs.
+      pdm_scenes: Makes or finds what the PDM score needs to know of a scene; without it there are no PDM scores.
+      scorer: Computes them; NAVSIM's evaluation unless given.
       batch_size: Scenes planned at once.
       seed: Of the sampler's noise.
       scenes_during_training: How many scenes of each split a periodic evaluation takes, evenly spaced.
@@ -43,6 +53,8 @@ class OpenLoop:
         baselines: Sequence[Agent] | None = None,
         *,
         ego_status_mlp: str | Path | None = None,
+        pdm_scenes: PdmSceneSource | None = None,
+        scorer: PdmScorer | None = None,
         batch_size: int = 64,
         seed: int = 0,
         scenes_during_training: int = 256,
@@ -56,6 +68,8 @@ class OpenLoop:
         self._baselines = (ConstantVelocity(), Stopped(), Human()) if baselines is None else tuple(baselines)
         if ego_status_mlp is not None:
             self._baselines += (EgoStatusMLPAgent(ego_status_mlp, batch_size=batch_size),)
+        self._pdm_scenes = pdm_scenes
+        self._scorer = PdmScorer() if scorer is None else scorer
         self._batch_size = batch_size
         self._seed = seed
         self._scenes_during_training = scenes_during_training
@@ -80,6 +94,9 @@ class OpenLoop:
         """
         limit, batch_size = self._scenes_during_training, self._batch_size
         parts = [_Part(name, source, context, limit, batch_size) for name, source in splits.items()]
+        if self._pdm_scenes is not None:
+            for part in parts:
+                part.make_pdm_scenes(self._pdm_scenes)
 
         def evaluate(params: Params, step: int) -> dict[str, Any]:
             del step
@@ -87,7 +104,7 @@ class OpenLoop:
             found: dict[str, Any] = {}
             for part in parts:
                 planned = agent.plan_batches(part.batches)
-                means = part.means(planned)
+                means = part.means(planned) | part.pdms_means(planned, self._scorer)
                 prefix = "" if part is parts[0] else f"{part.name}/"
                 found |= {f"{prefix}{metric}": value for metric, value in means.items()}
                 if self._pictures:
@@ -113,12 +130,14 @@ class OpenLoop:
         named = {agent.name for agent in agents}
         everyone = [*agents, *(baseline for baseline in self._baselines if baseline.name not in named)]
         evaluation = evaluate_open_loop(everyone, list(splits.items()), progress=True)
-        summary = write_tables(run_dir, evaluation)
-        write_report(run_dir, evaluation, subject=everyone[0].name)
+        pdms = None
+        if self._pdm_scenes is not None:
+            pdms = evaluate_pdms(evaluation, self._pdm_scenes, self._scorer, progress=True)
+        summary = write_tables(run_dir, evaluation, pdms)
+        write_report(run_dir, evaluation, pdms=pdms, subject=everyone[0].name)
         for split in splits:
             for agent, metrics in summary.items():
-                shown = "  ".join(f"{name} {metrics[f'{split}/{name}']:.3f}" for name in HEADLINE_METRICS)
-                logging.info("%-18s on %-10s %s", agent, split, shown)
+                logging.info("%-18s on %-10s %s", agent, split, _result_line(metrics, split))
         return summary
 
 
@@ -131,6 +150,24 @@ class _Part:
         self.scenes: list[Scene] = [source[int(i)] for i in indices]
         self.batches = planning_batches(self.scenes, context, batch_size)
         self._driven = recorded_trajectories(self.scenes)
+        self._pdm_scenes: list[PdmScene] = []
+        self._scored: list[int] = []
+
+    def make_pdm_scenes(self, source: PdmSceneSource) -> None:
+        """Makes what is scored of every scene; those that cannot be scored are named and left out.
+
+        Raises:
+          ValueError: None can be scored.
+        """
+        made = [pdm_scene_or_error(scene, source) for scene in self.scenes]
+        self._scored = [i for i, scene in enumerate(made) if not isinstance(scene, SceneError)]
+        self._pdm_scenes = [made[i] for i in self._scored]
+        failed = [str(scene) for scene in made if isinstance(scene, SceneError)]
+        if not self._scored:
+            raise ValueError(f"None of the {len(made)} scenes of split {self.name!r} can be scored, e.g. {failed[0]}")
+        if failed:
+            label = partial_label(len(made), len(failed))
+            logging.error("split=%s: PDMS during training is %s: %s", self.name, label, "; ".join(failed[:5]))
 
     def means(self, planned: np.ndarray) -> dict[str, float]:
         errors = trajectory_errors(planned, self._driven)
@@ -141,6 +178,14 @@ class _Part:
             "heading_error": float(errors["heading_error"].mean()),
         }
 
+    def pdms_means(self, planned: np.ndarray, scorer: PdmScorer) -> dict[str, float]:
+        """Mean PDM score and sub-scores of the scenes that can be scored; empty without any."""
+        if not self._pdm_scenes:
+            return {}
+        scores = scorer.score(self._pdm_scenes, planned[self._scored][:, None])
+        values = {"pdms": scores.score} | {name: getattr(scores, name) for name in SUB_SCORES}
+        return {name: float(np.mean(value)) for name, value in values.items()}
+
     def picture(self, agent: str, planned: np.ndarray, count: int) -> Figure:
         shown = np.unique(np.linspace(0, len(self.scenes) - 1, min(count, len(self.scenes))).round().astype(int))
         return trajectory_grid([self.scenes[i] for i in shown], {agent: planned[shown]})
@@ -148,4 +193,24 @@ class _Part:
 
 def headline(summary: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The figures of a summary worth printing: agent/metric -> value on the headline split."""
-    return {f"{agent}/{name}": metrics[name] for agent, metrics in summary.items() for name in HEADLINE_METRICS}
+    return {
+        f"{agent}/{name}": metrics[name]
+        for agent, metrics in summary.items()
+        for name in HEADLINE_METRICS
+        if name in metrics
+    }
+
+
+def _result_line(metrics: Mapping[str, float], split: str) -> str:
+    """One agent's figures on a split, PDMS with its interval, and what it leaves out."""
+    shown = []
+    for name in HEADLINE_METRICS:
+        if f"{split}/{name}" not in metrics:
+            continue
+        text = f"{name} {metrics[f'{split}/{name}']:.3f}"
+        if name == "pdms":
+            text += f" [{metrics[f'{split}/pdms_ci95_low']:.3f}, {metrics[f'{split}/pdms_ci95_high']:.3f}]"
+            label = partial_label(int(metrics[f"{split}/pdms_scenes"]), int(metrics[f"{split}/pdms_failed"]))
+            text += f" {label}" if label else ""
+        shown.append(text)
+    return "  ".join(shown)

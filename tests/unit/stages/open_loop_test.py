@@ -9,6 +9,9 @@ from recogdrive.data.context import SceneTokens
 from recogdrive.evaluation.agents import ConstantVelocity, Human, recorded_trajectories
 from recogdrive.models.ego_status_mlp import EgoStatusMLP
 from recogdrive.models.planner.official_checkpoint import save_official
+from recogdrive.pdm.errors import SceneError
+from recogdrive.pdm.from_scene import pdm_scene
+from recogdrive.pdm.scores import PdmScores
 from recogdrive.stages import open_loop
 from recogdrive.stages.open_loop import OpenLoop, headline
 
@@ -131,6 +134,111 @@ def test_the_headline_is_every_agents_plain_metrics():
         "planner/miss_rate": 0.5,
         "planner/heading_error": 0.1,
     }
+
+
+class Scorer:
+    """Scores 1 minus 0.1 for every metre to the left of the driven pose at 4 s; NaN for plans that are not finite."""
+
+    def __init__(self, driven):
+        self.end_m, self.shapes = driven[-1, 1], []
+
+    def score(self, scenes, trajectories):
+        self.shapes.append((len(scenes), *trajectories.shape))
+        scores = 1.0 - 0.1 * (trajectories[:, :, -1, 1] - self.end_m)
+        ones, never = np.ones_like(scores), np.full(scores.shape, -1)
+        values = dict.fromkeys(PdmScores._fields[1:8], ones) | {"score": scores, "ego_progress": scores}
+        values |= dict.fromkeys(
+            (f for f in PdmScores._fields if f.endswith(("_step", "_steps", "_track", "_corner"))), never
+        )
+        return PdmScores(
+            valid=np.isfinite(scores),
+            progress_m=ones,
+            normaliser_progress_m=ones[:, 0],
+            normaliser_factor=ones[:, 0],
+            oncoming_m=0 * ones,
+            comfort_ok=np.ones((*scores.shape, 6), dtype=bool),
+            comfort_min=np.zeros((*scores.shape, 6)),
+            comfort_max=np.zeros((*scores.shape, 6)),
+            states=np.zeros((*scores.shape, 41, 11)),
+            area_flags=np.zeros((*scores.shape, 41, 3), dtype=bool),
+            **values,
+        )
+
+
+class PdmScenes:
+    """Makes PDM scenes but of the tokens named as failing; counts them."""
+
+    def __init__(self, failing=()):
+        self.failing, self.made = failing, []
+
+    def __call__(self, scene):
+        if scene.token in self.failing:
+            raise SceneError(f"scene {scene.token} has no route")
+        self.made.append(scene.token)
+        return pdm_scene(scene)
+
+
+@pytest.fixture
+def scorer(agent):
+    return Scorer(agent.driven)
+
+
+def test_periodic_pdms_are_those_of_the_weights_and_scenes_are_made_once(straight_scene, agent, scorer):
+    scenes = PdmScenes()
+    splits = {"val": Source(straight_scene, 3), "other": Source(straight_scene, 2)}
+    evaluate = OpenLoop(pdm_scenes=scenes, scorer=scorer, pictures=0).periodic(agent, CONTEXT, splits)
+    assert evaluate(0.0, 1)["pdms"] == pytest.approx(1.0, abs=1e-6)
+    found = evaluate(3.0, 2)
+    assert found["pdms"] == pytest.approx(0.7, abs=1e-6) and found["other/pdms"] == pytest.approx(0.7, abs=1e-6)
+    assert found["ego_progress"] == pytest.approx(0.7, abs=1e-6) and found["no_at_fault_collisions"] == 1.0
+    assert len(scenes.made) == 5
+    assert scorer.shapes == [(3, 3, 1, 8, 3), (2, 2, 1, 8, 3)] * 2
+
+
+def test_periodic_pdms_leave_out_scenes_that_cannot_be_scored_and_say_so(straight_scene, agent, scorer, caplog):
+    scenes = PdmScenes(failing=(f"{1:016x}",))
+    with caplog.at_level("ERROR"):
+        evaluate = OpenLoop(pdm_scenes=scenes, scorer=scorer, pictures=0).periodic(
+            agent, CONTEXT, {"val": Source(straight_scene, 3)}
+        )
+    assert f"PDMS during training is partial (2 of 3 scenes): scene {1:016x} has no route" in caplog.text
+    assert evaluate(1.0, 1)["pdms"] == pytest.approx(0.9, abs=1e-6)
+
+
+def test_a_split_without_any_scene_to_score_is_refused_before_training(straight_scene, agent, scorer):
+    scenes = PdmScenes(failing=(f"{0:016x}", f"{1:016x}"))
+    with pytest.raises(ValueError, match="None of the 2 scenes of split 'val' can be scored, e.g. scene .* no route"):
+        OpenLoop(pdm_scenes=scenes, scorer=scorer).periodic(agent, CONTEXT, {"val": Source(straight_scene, 2)})
+
+
+def test_periodic_pdms_of_plans_that_are_not_finite_are_not_either(straight_scene, agent, scorer):
+    component = OpenLoop(pdm_scenes=PdmScenes(), scorer=scorer, pictures=0)
+    found = component.periodic(agent, CONTEXT, {"val": Source(straight_scene, 2)})(np.nan, 1)
+    assert np.isnan(found["pdms"])
+
+
+def test_the_final_evaluation_scores_every_agent_and_says_what_is_partial(
+    straight_scene, agent, scorer, tmp_path, caplog
+):
+    agent.params = 2.0
+    scenes = PdmScenes(failing=(f"{2:016x}",))
+    component = OpenLoop([Human()], pdm_scenes=scenes, scorer=scorer)
+    with caplog.at_level("INFO"):
+        summary = component.final(tmp_path, [agent], {"val": Source(straight_scene, 3)})
+    assert summary["planner"]["pdms"] == pytest.approx(0.8, abs=1e-6) and summary["human"]["pdms"] == 1.0
+    assert summary["planner"]["pdms_failed"] == 1
+    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("planner ")]
+    assert "pdms 0.800 [0.800, 0.800] partial (2 of 3 scenes)  ade 2.000" in line
+    for name in ("pdms.csv", "pdms.parquet", "pdms/failed.csv", "pdms/val/planner.csv", "pdms/val/human.csv"):
+        assert (tmp_path / name).is_file()
+    assert "partial (2 of 3 scenes)" in (tmp_path / "report" / "index.html").read_text()
+    assert headline(summary)["planner/pdms"] == summary["planner"]["pdms"]
+
+
+def test_without_scenes_to_score_in_there_are_no_pdm_scores(straight_scene, agent, tmp_path):
+    summary = OpenLoop([Human()]).final(tmp_path, [agent], {"val": Source(straight_scene, 1)})
+    assert "pdms" not in summary["planner"] and not (tmp_path / "pdms.csv").exists()
+    assert "PDM score" not in (tmp_path / "report" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("arguments", [{"scenes_during_training": 0}, {"pictures": -1}])
