@@ -210,7 +210,7 @@ class PdmCache:
         self._index: dict[str, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_columns": {}}
+        return {**self.__dict__, "_columns": {}, "_index": None}
 
     def __repr__(self) -> str:
         return f"PdmCache({str(self.folder)!r}, {len(self)} scenes, {self.fingerprint[:12]})"
