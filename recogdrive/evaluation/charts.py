@@ -167,12 +167,13 @@ def score_charts(scores: Mapping[str, Float[np.ndarray, "N"]]) -> list[str]:
 
     figure, ax = _chart("PDM score, share of scenes that reach it")
     for i, (agent, values) in enumerate(scores.items()):
-        x = np.sort(values)
-        if len(x) > _MAX_POINTS:
-            x = np.quantile(x, np.linspace(0, 1, _MAX_POINTS))
-        share = 1 - np.arange(len(x)) / len(x)  # of scenes at x or above
-        line = {"color": agent_color(agent, i), "linewidth": 1.6, "label": agent}
-        ax.step([0.0, *x, 1.0], [1.0, *share, share[-1] if x[-1] >= 1 else 0.0], where="pre", **line)
+        ranked = np.sort(values)
+        x = np.unique(np.quantile(ranked, np.linspace(0, 1, _MAX_POINTS)) if len(ranked) > _MAX_POINTS else ranked)
+        reach = 1 - np.searchsorted(ranked, x) / len(ranked)  # of scenes at x or above
+        if x[-1] < 1:
+            x, reach = np.append(x, 1.0), np.append(reach, 0.0)
+        color = agent_color(agent, i)
+        ax.step([0.0, *x], [1.0, *reach], where="pre", color=color, linewidth=1.6, label=agent)
     ax.set_xlim(0.0, 1.0)
     ax.set_ylim(0.0, 1.02)
     ax.set_xlabel("PDM score")

@@ -262,7 +262,7 @@ def pdm_scene_or_error(scene: Scene, to_pdm_scene: Callable[[Scene], PdmScene]) 
     try:
         made = to_pdm_scene(scene)
         for warning in validate(made):
-            logging.log_first_n(logging.WARNING, "%s", _LISTED_IN_LOG, warning)
+            logging.log_first_n(logging.WARNING, "scene %s: %s", _LISTED_IN_LOG, made.token, warning)
     except SceneError as error:
         return error
     return made

@@ -11,6 +11,7 @@ from recogdrive.evaluation.charts import (
     distribution_charts,
     line_chart,
     read_training_curves,
+    score_charts,
     training_charts,
 )
 
@@ -142,3 +143,33 @@ def test_charts_are_well_formed_and_take_the_pages_text_colour():
 def test_an_agent_has_the_same_colour_everywhere():
     assert agent_color("human", 5) == "#59a14f"
     assert agent_color("ego_status_mlp", 1) != agent_color("other", 2)
+
+
+def test_scores_fall_from_all_scenes_to_the_share_with_full_marks():
+    _, shares = score_charts({"planner": np.array([0.0, 0.5, 1.0, 1.0])})
+
+    y = points_of(shares, "#de7061")[:, 1]
+    top, levels = y.min(), sorted({round(v, 3) for v in y})
+    # All reach 0, three of four more than that, two reach 1.
+    assert levels[0] == pytest.approx(top, abs=1e-3) and len(levels) == 3
+    assert levels[1] - levels[0] == pytest.approx(levels[2] - levels[1], abs=1e-2)
+
+
+def test_a_score_of_one_falls_into_the_last_bin():
+    histogram, _ = score_charts({"planner": np.array([1.0, 1.0, 0.0])})
+
+    (x, y) = points_of(histogram, "#de7061").T
+    bottom = y.max()
+    assert bottom - y[x > x.max() - 1].min() == pytest.approx(2 * (bottom - y[x < x.min() + 1].min()), rel=1e-3)
+
+
+def test_agents_without_a_score_have_no_chart():
+    assert score_charts({"planner": np.array([])}) == []
+
+
+def test_the_pdm_score_of_evaluations_is_a_training_chart():
+    step = np.array([1.0, 2.0])
+    curves = TrainingCurves(dict.fromkeys(("pdms", "other/pdms", "loss"), (step, step / 3)))
+
+    (chart,) = [svg for svg in training_charts(curves) if "PDM score during training" in svg]
+    assert "<!-- other/pdms -->" in chart
