@@ -150,8 +150,11 @@ def distribution_charts(errors: Mapping[str, Float[np.ndarray, "N"]]) -> list[st
 
 
 def score_charts(scores: Mapping[str, Float[np.ndarray, "N"]]) -> list[str]:
-    """Histogram of PDM scores in [0, 1] and share of scenes that reach a score, agent by agent."""
-    scores = {agent: np.asarray(values, dtype=np.float64) for agent, values in scores.items() if len(values)}
+    """Histogram of PDM scores in [0, 1] and share of scenes that reach a score, agent by agent.
+
+    Scores are rounded to 4 decimals, so that one a rounding error below 1 counts as 1.
+    """
+    scores = {agent: np.round(np.asarray(values, np.float64), 4) for agent, values in scores.items() if len(values)}
     if not scores:
         return []
     edges = np.linspace(0.0, 1.0, _SCORE_BINS + 1)
