@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -68,12 +67,19 @@ class Sizes(NamedTuple):
 
     @classmethod
     def fitting(cls, scenes: Sequence[PdmScene], indices: Sequence[MapIndex]) -> "Sizes":
-        """The smallest steps of a coarse ladder that hold all scenes, so that few combinations occur."""
+        """Powers of two that hold all scenes, so that few combinations occur."""
+        exact = cls.exact(scenes, indices)
+        smallest = cls(agents=16, centerline=256, cells=4096, edges=2048, words=1)
+        return cls(*(max(least, 1 << (size - 1).bit_length()) for least, size in zip(smallest, exact, strict=True)))
+
+    @classmethod
+    def exact(cls, scenes: Sequence[PdmScene], indices: Sequence[MapIndex]) -> "Sizes":
+        """The smallest sizes that hold all scenes."""
         return cls(
-            agents=_step_up(max(scene.agent_types.shape[0] for scene in scenes), 16),
-            centerline=_step_up(max(len(scene.centerline) for scene in scenes), 64),
-            cells=_step_up(max(len(index.whole) for index in indices), 1024),
-            edges=_step_up(max(len(index.bits) for index in indices), 1024),
+            agents=max(1, *(scene.agent_types.shape[0] for scene in scenes)),
+            centerline=max(len(scene.centerline) for scene in scenes),
+            cells=max(len(index.whole) for index in indices),
+            edges=max(1, *(len(index.bits) for index in indices)),
             words=max(index.whole.shape[1] for index in indices),
         )
 
@@ -103,15 +109,8 @@ def pad_scenes(
     if not scenes:
         raise ValueError("There are no scenes to arrange as a batch; give at least one.")
     indices = [build_map_index(scene) for scene in scenes] if indices is None else indices
-    needed = Sizes.fitting(scenes, indices)
-    exact = Sizes(
-        max(scene.agent_types.shape[0] for scene in scenes),
-        max(len(scene.centerline) for scene in scenes),
-        max(len(index.whole) for index in indices),
-        max(len(index.bits) for index in indices),
-        needed.words,
-    )
-    sizes = needed if sizes is None else sizes
+    exact = Sizes.exact(scenes, indices)
+    sizes = Sizes.fitting(scenes, indices) if sizes is None else sizes
     if any(have < want for have, want in zip(sizes, exact, strict=True)):
         raise ValueError(f"{sizes} cannot hold these scenes, which need {exact}; pass larger sizes or none.")
     dtype = np.dtype(dtype)
@@ -126,14 +125,6 @@ def pad_scenes(
         normaliser_progress_m=unknown,
         normaliser_factor=unknown,
     )
-
-
-def _step_up(count: int, smallest: int) -> int:
-    """The next of smallest x (1, 1.5, 2, 3, 4, 6, 8 ...)."""
-    size = smallest
-    while size < count:
-        size = size * 3 // 2 if (size // smallest).bit_count() == 1 and size % 2 == 0 else size * 4 // 3
-    return size
 
 
 def _padded_line(line: np.ndarray, points: int) -> np.ndarray:
@@ -189,12 +180,3 @@ def _maps(indices: Sequence[MapIndex], sizes: Sizes, dtype: np.dtype) -> MapArra
         drivable_bits=masks[2],
         intersection_bits=masks[3],
     )
-
-
-def on_device(batch: SceneBatch) -> SceneBatch:
-    """The batch as arrays of the default device; float64 needs `jax.enable_x64(True)` around it."""
-    return SceneBatch(*(jnp.asarray(v) if isinstance(v, np.ndarray) else _on_device(v) for v in batch))
-
-
-def _on_device(part: Agents | MapArrays | Boxes) -> Agents | MapArrays | Boxes:
-    return type(part)(*(_on_device(v) if isinstance(v, tuple) else jnp.asarray(v) for v in part))

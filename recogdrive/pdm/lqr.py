@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from recogdrive.geometry import Pose
 from recogdrive.pdm.angles import wrap_nearest
+from recogdrive.pdm.linear import apply_matrix
 from recogdrive.pdm.state import NUM_STEPS, STEP_S, WHEEL_BASE_M
 
 TRACKING_STEPS = 10
@@ -66,7 +67,7 @@ _CONSTANT_RATE: list[float] = _WEIGHTS.sum(0).tolist()
 """Sums for a heading rate of 1."""
 _RISING_RATE: list[float] = (_WEIGHTS.T @ np.arange(TRACKING_STEPS)).tolist()
 """Sums for a heading rate of m."""
-_WINDOW_SUMS = np.einsum("iwk,wc->kci", np.eye(NUM_STEPS)[_windows()], _WEIGHTS)
+_WINDOW_SUMS = np.einsum("iwk,wc->ick", np.eye(NUM_STEPS)[_windows()], _WEIGHTS)
 """From the 40 curvatures to the sums of each lookahead."""
 
 
@@ -100,8 +101,7 @@ def profiles(poses: Float[Array, "*n 41 3"]) -> tuple[Float[Array, "*n 40"], Flo
     heading = poses[..., Pose.HEADING]
     dx, dy = jnp.diff(poses[..., Pose.X]), jnp.diff(poses[..., Pose.Y])
     forward = dx * jnp.cos(heading[..., :-1]) + dy * jnp.sin(heading[..., :-1])
-    smoother = jnp.asarray(_SMOOTHER, poses.dtype)
-    speeds = jnp.matmul(forward / STEP_S, smoother, precision=lax.Precision.HIGHEST)
+    speeds = jnp.moveaxis(apply_matrix(_SMOOTHER, forward / STEP_S), 0, -1)
     return speeds, _curvatures(wrap_nearest(jnp.diff(heading)), speeds)
 
 
@@ -145,9 +145,8 @@ def references(
     """
     x, y, heading = (jnp.moveaxis(poses[..., :-1, column], -1, 0) for column in Pose)
     end = np.minimum(np.arange(NUM_STEPS) + TRACKING_STEPS, NUM_STEPS - 1)
-    sums = jnp.einsum(
-        "...k,kci->ic...", curvatures, jnp.asarray(_WINDOW_SUMS, poses.dtype), precision=lax.Precision.HIGHEST
-    )
+    flat = apply_matrix(_WINDOW_SUMS.reshape(-1, NUM_STEPS), curvatures)
+    sums = flat.reshape(NUM_STEPS, -1, *flat.shape[1:])
     speed = jnp.moveaxis(speeds, -1, 0)[end]
     return Reference(x, y, heading, jnp.cos(heading), jnp.sin(heading), speed, sums)
 

@@ -140,6 +140,9 @@ def score_trajectories(
     initial_pose = scenes.ego_state[:, None, : EgoState.HEADING + 1]
     driven = drive(scenes, interpolate_candidate(absolute_poses(planned, initial_pose), initial_pose))
 
+    # Finite poses of absurd size may still leave the range of float32 on the way.
+    valid &= jnp.isfinite(driven.states).all(axis=(-2, -1))
+
     factor = driven.no_at_fault_collisions * driven.drivable_area_compliance
     normaliser = scenes.normaliser_progress_m[:, None], scenes.normaliser_factor[:, None]
     progress = ego_progress(driven.progress_m, factor, *normaliser)
@@ -181,9 +184,7 @@ class PdmScorer:
       ValueError: An argument is out of range.
     """
 
-    def __init__(
-        self, weights: ScoreWeights | None = None, *, dtype: str = "float64", max_scenes: int = 64
-    ) -> None:
+    def __init__(self, weights: ScoreWeights | None = None, *, dtype: str = "float64", max_scenes: int = 64) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
         if max_scenes < 1:
@@ -239,17 +240,29 @@ class PdmScorer:
                 f"trajectories have shape {trajectories.shape} for {len(scenes)} scenes; give (S, G, 8, 3) with "
                 f"S={len(scenes)}: G trajectories for each scene."
             )
-        parts = []
+        parts, group = [], trajectories.shape[1]
         for start in range(0, len(scenes), self._max_scenes):
             chosen = scenes[start : start + self._max_scenes]
-            # Filled up to a power of two with copies of the last scene, so that few sizes are compiled.
-            rows = np.minimum(np.arange(1 << (len(chosen) - 1).bit_length()), len(chosen) - 1)
+            rows, columns = _filled(len(chosen)), _filled(group)
             batch = self.prepare([chosen[i] for i in rows])
-            scores = self.score_batch(batch, trajectories[start : start + len(chosen)][rows])
-            parts.append(PdmScores(*(np.asarray(values)[: len(chosen)] for values in scores)))
+            scores = self.score_batch(batch, trajectories[start : start + len(chosen)][rows][:, columns])
+            parts.append(PdmScores(*(_without_copies(values, len(chosen), group) for values in scores)))
         if not parts:
             raise ValueError("There are no scenes to score; give at least one.")
         return PdmScores(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
     def _precision(self) -> jax.enable_x64:
         return jax.enable_x64(self.dtype == "float64")
+
+
+def _filled(count: int) -> Int[np.ndarray, "N"]:
+    """Positions 0 ... count - 1 and copies of the last up to a power of two, so that few sizes are compiled.
+
+    At least two: for a single scene or trajectory the compiler arranges sums differently, in their last digits.
+    """
+    return np.minimum(np.arange(max(2, 1 << (count - 1).bit_length())), count - 1)
+
+
+def _without_copies(values: Array, scenes: int, group: int) -> np.ndarray:
+    values = np.asarray(values)[:scenes]
+    return values if values.ndim == 1 else values[:, :group]

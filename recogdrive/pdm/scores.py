@@ -34,8 +34,8 @@ REINFORCEMENT_WEIGHTS = ScoreWeights(progress=10.0)
 class PdmScores(NamedTuple):
     """Scores of G trajectories in each of S scenes, and why they are what they are.
 
-    Sub-scores and `score` are NaN for an invalid trajectory (one with non-finite poses). Steps are multiples of 0.1 s from
-    now on; -1 means never. Tracks are columns of `PdmScene.agent_poses`; -1 means none.
+    Sub-scores and `score` are NaN for an invalid trajectory (one with non-finite poses). Steps are multiples of 0.1 s
+    from now on; -1 means never. Tracks are columns of `PdmScene.agent_poses`; -1 means none.
 
     Attributes:
       valid: (S, G) whether the trajectory could be scored.

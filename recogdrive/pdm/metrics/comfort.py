@@ -6,10 +6,10 @@ Source: NAVSIM `pdm_comfort_metrics.py`.
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from recogdrive.pdm.angles import unwrap
+from recogdrive.pdm.linear import apply_matrix
 from recogdrive.pdm.state import NUM_STATES, STEP_S, EgoState
 
 CHECKS = (
@@ -107,5 +107,5 @@ def comfort(
 
 
 def _filter(matrix: Float[np.ndarray, "41 41"], signal: Float[Array, "*n 41"]) -> Float[Array, "*n 41"]:
-    filtered = jnp.matmul(signal, jnp.asarray(matrix.T, signal.dtype), precision=lax.Precision.HIGHEST)
+    filtered = jnp.moveaxis(apply_matrix(matrix, signal), 0, -1)
     return jnp.round(filtered, _DECIMALS) if filtered.dtype == jnp.float64 else filtered

@@ -1,8 +1,6 @@
 """Driving direction compliance: how far the car drives off the route's lanes within a second."""
 
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from recogdrive.pdm.state import NUM_STATES, STEP_S
@@ -10,10 +8,6 @@ from recogdrive.pdm.state import NUM_STATES, STEP_S
 COMPLIANT_BELOW_M = 2.0
 VIOLATION_FROM_M = 6.0
 _WINDOW_STEPS = round(1.0 / STEP_S)
-
-_LAG = np.arange(NUM_STATES)[:, None] - np.arange(NUM_STATES)
-_WINDOW_SUMS = ((_LAG >= 0) & (_LAG <= _WINDOW_STEPS)).astype(np.float64)
-"""Row i adds up steps i - 10 ... i, eleven of them."""
 
 
 def driving_direction(
@@ -33,7 +27,9 @@ def driving_direction(
     steps = jnp.linalg.norm(jnp.diff(centers, axis=-2), axis=-1)
     steps = jnp.pad(steps, [(0, 0)] * (steps.ndim - 1) + [(1, 0)])
     counted = jnp.where(oncoming, steps, 0.0)
-    sums = jnp.matmul(counted, jnp.asarray(_WINDOW_SUMS.T, counted.dtype), precision=lax.Precision.HIGHEST)
+    # Steps i - 10 ... i of every i, added up one after the other: no batch size changes the last digit.
+    earlier = jnp.pad(counted, [(0, 0)] * (counted.ndim - 1) + [(_WINDOW_STEPS, 0)])
+    sums = sum(earlier[..., lag : lag + NUM_STATES] for lag in range(_WINDOW_STEPS + 1))
     worst = sums.max(-1)
     score = jnp.where(worst < COMPLIANT_BELOW_M, 1.0, jnp.where(worst < VIOLATION_FROM_M, 0.5, 0.0))
     return score.astype(centers.dtype), worst
