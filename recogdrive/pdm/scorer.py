@@ -115,9 +115,7 @@ def with_normaliser(scenes: SceneBatch) -> SceneBatch:
 
     Source: NAVSIM `pdm_score` scores the cached PDM-Closed trajectory beside every candidate.
     """
-    judged = drive(scenes, interpolate_normaliser(scenes.normaliser_poses)[:, None])
-    factor = judged.no_at_fault_collisions * judged.drivable_area_compliance
-    return scenes._replace(normaliser_progress_m=judged.progress_m[:, 0], normaliser_factor=factor[:, 0])
+    return _normalised(scenes, drive(scenes, interpolate_normaliser(scenes.normaliser_poses)[:, None]))
 
 
 def score_trajectories(
@@ -133,16 +131,42 @@ def score_trajectories(
 
     Source: NAVSIM `pdm_score`, `PDMScorer.score_proposals`.
     """
-    dtype = scenes.ego_state.dtype
-    valid = jnp.isfinite(trajectories).all(axis=(-2, -1))
+    poses, finite = _poses_to_follow(scenes, trajectories)
+    return _scores(scenes, drive(scenes, poses), finite, weights)
+
+
+def score_once(
+    scenes: SceneBatch, trajectories: Float[Array, "S G 8 3"], weights: ScoreWeights = EVALUATION_WEIGHTS
+) -> PdmScores:
+    """The same for scenes whose normalisers are not scored yet: they drive along in the same program."""
+    poses, finite = _poses_to_follow(scenes, trajectories)
+    reference = interpolate_normaliser(scenes.normaliser_poses)[:, None]
+    driven = drive(scenes, jnp.concatenate([reference, poses], axis=1))
+    scenes = _normalised(scenes, Drive(*(values[:, :1] for values in driven)))
+    return _scores(scenes, Drive(*(values[:, 1:] for values in driven)), finite, weights)
+
+
+def _poses_to_follow(
+    scenes: SceneBatch, trajectories: Float[Array, "S G 8 3"]
+) -> tuple[Float[Array, "S G 41 3"], Bool[Array, "S G"]]:
+    """Trajectories every 0.1 s in the local frame, and which of them are finite."""
+    finite = jnp.isfinite(trajectories).all(axis=(-2, -1))
     # An invalid trajectory drives along zeros, so that nothing that is not finite enters the batch.
-    planned = jnp.where(valid[..., None, None], trajectories, 0).astype(dtype)
+    planned = jnp.where(finite[..., None, None], trajectories, 0).astype(scenes.ego_state.dtype)
     initial_pose = scenes.ego_state[:, None, : EgoState.HEADING + 1]
-    driven = drive(scenes, interpolate_candidate(absolute_poses(planned, initial_pose), initial_pose))
+    return interpolate_candidate(absolute_poses(planned, initial_pose), initial_pose), finite
 
+
+def _normalised(scenes: SceneBatch, normaliser: Drive) -> SceneBatch:
+    """The batch with what its normalisers (G = 1) achieved."""
+    factor = normaliser.no_at_fault_collisions * normaliser.drivable_area_compliance
+    return scenes._replace(normaliser_progress_m=normaliser.progress_m[:, 0], normaliser_factor=factor[:, 0])
+
+
+def _scores(scenes: SceneBatch, driven: Drive, finite: Bool[Array, "S G"], weights: ScoreWeights) -> PdmScores:
+    """Normalises progress, weights the sub-scores and blanks what is not valid."""
     # Finite poses of absurd size may still leave the range of float32 on the way.
-    valid &= jnp.isfinite(driven.states).all(axis=(-2, -1))
-
+    valid = finite & jnp.isfinite(driven.states).all(axis=(-2, -1))
     factor = driven.no_at_fault_collisions * driven.drivable_area_compliance
     normaliser = scenes.normaliser_progress_m[:, None], scenes.normaliser_factor[:, None]
     progress = ego_progress(driven.progress_m, factor, *normaliser)
@@ -193,33 +217,27 @@ class PdmScorer:
         self.dtype = dtype
         self._max_scenes = max_scenes
         self._sizes: Sizes | None = None
+        self._rows, self._columns = 0, 0
         self._normalise = jax.jit(with_normaliser)
         self._score = jax.jit(score_trajectories, static_argnames="weights")
+        self._score_once = jax.jit(score_once, static_argnames="weights")
 
     def prepare(self, scenes: Sequence[PdmScene]) -> SceneBatch:
-        """Scenes on the device, with their normalisers scored.
+        """Scenes on the device with their normalisers scored, to score trajectories in again and again.
 
-        Sizes only grow from call to call, so that a split of scenes soon needs no further compilation.
+        Args:
+          scenes: Valid scenes (`validation.validate`).
         """
-        indices = [build_map_index(scene) for scene in scenes]
-        fitting = Sizes.fitting(scenes, indices)
-        self._sizes = fitting if self._sizes is None else self._sizes.union(fitting)
-        batch = pad_scenes(scenes, dtype=self.dtype, indices=indices, sizes=self._sizes)
         with self._precision():
-            return self._normalise(batch)
+            return self._normalise(self._padded(scenes))
 
     def score_batch(self, scenes: SceneBatch, trajectories: Float[np.ndarray, "S G 8 3"]) -> PdmScores:
-        """Scores on the device for scenes prepared before.
+        """Scores in prepared scenes, on the device.
 
         Raises:
           ValueError: The trajectories do not have 8 poses at 0.5 s, or are not one group for each scene.
         """
-        check_trajectories(trajectories)
-        if trajectories.ndim != 4 or trajectories.shape[0] != scenes.num_scenes:
-            raise ValueError(
-                f"trajectories have shape {trajectories.shape} for {scenes.num_scenes} scenes; give (S, G, 8, 3) with "
-                f"S={scenes.num_scenes}: G trajectories for each scene."
-            )
+        _check(trajectories, scenes.num_scenes)
         with self._precision():
             return self._score(scenes, jnp.asarray(trajectories, self.dtype), weights=self.weights)
 
@@ -234,33 +252,48 @@ class PdmScorer:
           ValueError: As `score_batch`.
         """
         trajectories = np.asarray(trajectories)
-        if trajectories.ndim != 4 or len(trajectories) != len(scenes):
-            check_trajectories(trajectories)
-            raise ValueError(
-                f"trajectories have shape {trajectories.shape} for {len(scenes)} scenes; give (S, G, 8, 3) with "
-                f"S={len(scenes)}: G trajectories for each scene."
-            )
+        _check(trajectories, len(scenes))
+        if not len(scenes):
+            raise ValueError("There are no scenes to score; give at least one.")
         parts, group = [], trajectories.shape[1]
         for start in range(0, len(scenes), self._max_scenes):
             chosen = scenes[start : start + self._max_scenes]
-            rows, columns = _filled(len(chosen)), _filled(group)
-            batch = self.prepare([chosen[i] for i in rows])
-            scores = self.score_batch(batch, trajectories[start : start + len(chosen)][rows][:, columns])
+            rows, columns = self._filled(len(chosen), group)
+            batch = self._padded([chosen[i] for i in rows])
+            planned = trajectories[start : start + len(chosen)][rows][:, columns]
+            with self._precision():
+                scores = self._score_once(batch, jnp.asarray(planned, self.dtype), weights=self.weights)
             parts.append(PdmScores(*(_without_copies(values, len(chosen), group) for values in scores)))
-        if not parts:
-            raise ValueError("There are no scenes to score; give at least one.")
         return PdmScores(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+    def _padded(self, scenes: Sequence[PdmScene]) -> SceneBatch:
+        """Scenes as arrays of sizes that only grow, so that a split soon needs no further compilation."""
+        indices = [build_map_index(scene) for scene in scenes]
+        fitting = Sizes.fitting(scenes, indices)
+        self._sizes = fitting if self._sizes is None else self._sizes.union(fitting)
+        return pad_scenes(scenes, dtype=self.dtype, indices=indices, sizes=self._sizes)
+
+    def _filled(self, scenes: int, group: int) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "G"]]:
+        """Positions of scenes and trajectories, with copies of the last up to sizes that only grow as well.
+
+        At least two scenes: for a single one the compiler arranges sums differently, in their last digits.
+        """
+        self._rows = max(self._rows, 2, 1 << (scenes - 1).bit_length())
+        self._columns = max(self._columns, (1 << group.bit_length()) - 1)  # With the normaliser a power of two.
+        return np.minimum(np.arange(self._rows), scenes - 1), np.minimum(np.arange(self._columns), group - 1)
 
     def _precision(self) -> jax.enable_x64:
         return jax.enable_x64(self.dtype == "float64")
 
 
-def _filled(count: int) -> Int[np.ndarray, "N"]:
-    """Positions 0 ... count - 1 and copies of the last up to a power of two, so that few sizes are compiled.
-
-    At least two: for a single scene or trajectory the compiler arranges sums differently, in their last digits.
-    """
-    return np.minimum(np.arange(max(2, 1 << (count - 1).bit_length())), count - 1)
+def _check(trajectories: np.ndarray, num_scenes: int) -> None:
+    """Refuses trajectories of another horizon or for another number of scenes."""
+    check_trajectories(trajectories)
+    if trajectories.ndim != 4 or trajectories.shape[0] != num_scenes or trajectories.shape[1] == 0:
+        raise ValueError(
+            f"trajectories have shape {trajectories.shape} for {num_scenes} scenes; give (S, G, 8, 3) with "
+            f"S={num_scenes}: G trajectories for each scene."
+        )
 
 
 def _without_copies(values: Array, scenes: int, group: int) -> np.ndarray:
