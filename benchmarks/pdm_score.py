@@ -75,7 +75,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     print(
         f"\nx reference: per core, to {REFERENCE_PER_CORE:g}/s of the public scorer. One call at a time (1 x 1) to "
         f"{SIZES[-1][0]} x {SIZES[-1][1]}: {_ratio(seconds, SIZES):.1f} times faster a trajectory.\n"
-        f"Preparing a scene: map index {largest.index_ms:.1f} ms, arrays and normaliser {largest.normaliser_ms:.1f} ms.\n"
+        f"Preparing a scene: map index {largest.index_ms:.1f} ms, rest {largest.normaliser_ms:.1f} ms.\n"
         f"Memory of {SIZES[-1][0]} x {SIZES[-1][1]}: scenes {largest.batch_bytes / 2**20:.0f} MiB, temporary "
         f"{largest.temporary_bytes / 2**20:.0f} MiB; peak of the process {_peak_gib():.2f} GiB."
     )
