@@ -7,10 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from recogdrive.data.types import AgentClass
-from recogdrive.pdm.contact import Agents, Boxes
+from recogdrive.pdm.contact import STANDING_MPS, Agents, Boxes
 from recogdrive.pdm.map import MapArrays
 from recogdrive.pdm.map_index import MapIndex, build_map_index
-from recogdrive.pdm.metrics.collision import STANDING_MPS
 from recogdrive.pdm.scene import PdmScene
 
 STATIC_CLASSES = (AgentClass.TRAFFIC_CONE, AgentClass.BARRIER, AgentClass.CZONE_SIGN, AgentClass.GENERIC_OBJECT)

@@ -19,6 +19,8 @@ from recogdrive.pdm.state import HALF_LENGTH_M, HALF_WIDTH_M, NUM_STATES, STEP_S
 
 PROJECTED_STEPS = (0, 3, 6, 9)
 """Steps that time to collision looks ahead: 0, 0.3, 0.6 and 0.9 s."""
+STANDING_MPS = 0.05
+"""An ego or a track at most this fast is stopped. Source: nuPlan `is_agent_stopped`, NAVSIM `get_collision_type`."""
 NEVER = 2**30
 """First contact of pairs that never touch."""
 

@@ -6,13 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recogdrive.pdm.bearing import ahead_and_behind
-from recogdrive.pdm.contact import NEVER, Agents, Boxes, corners, overlap_gap, polygons_meet
+from recogdrive.pdm.contact import NEVER, STANDING_MPS, Agents, Boxes, corners, overlap_gap, polygons_meet
 from recogdrive.pdm.metrics.drivable_area import Areas
 from recogdrive.pdm.predicates import settle
 from recogdrive.pdm.state import HALF_LENGTH_M, HALF_WIDTH_M
-
-STANDING_MPS = 0.05
-"""An ego or a track at most this fast is stopped. Source: nuPlan `is_agent_stopped`, NAVSIM `get_collision_type`."""
 
 
 class EgoMotion(NamedTuple):
