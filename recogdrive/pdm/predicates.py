@@ -46,8 +46,8 @@ def orientation(
 def exact_orientation(a: tuple[Array, Array], b: tuple[Array, Array], p: tuple[Array, Array]) -> Int[Array, "*n"]:
     """Sign of `orientation` without rounding: 1, 0 or -1.
 
-    Exact for coordinates that are zero or between 1e-15 and 1e15 in size (float64: 1e-70 and 1e70), so that no product
-    leaves the range of the format. About a thousand times slower than `orientation`.
+    Exact for coordinates that are zero or between 1e-12 and 1e15 in size (float64: 1e-70 and 1e70), so that no product
+    of their digits leaves the range of the format. About a thousand times slower than `orientation`.
     """
     (ax, ay), (bx, by), (px, py) = a, b, p
     ax, ay, bx, by, px, py = jnp.broadcast_arrays(ax, ay, bx, by, px, py)
