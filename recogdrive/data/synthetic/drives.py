@@ -1,6 +1,6 @@
 """One drive through a piece of town: layout, lights, traffic and expert, drawn again until the expert drives well."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -30,6 +30,10 @@ LAYOUTS: Mapping[str, Callable[[Generator], Layout]] = MappingProxyType(
     {"straight": roads.straight_road, "curve": roads.curve, "intersection": intersection, "merge": roads.merge}
 )
 """Every kind of road by name."""
+ROAD_LAYERS = (MapLayer.ROADBLOCK, MapLayer.INTERSECTION, MapLayer.CARPARK_AREA)
+"""Where the expert drives."""
+DRIVABLE_LAYERS = (*ROAD_LAYERS, MapLayer.GENERIC_DRIVABLE_AREA)
+"""What NAVSIM's drivable area consists of."""
 RECORDED_FUTURE_FRAMES = 10
 WARM_UP_S = 1.0
 """Driven before the first recorded frame, so that nobody is still reacting to how they were placed."""
@@ -42,6 +46,8 @@ TIMES_S = STEP_S * np.arange(
 RECORDED = slice(round(WARM_UP_S / STEP_S), None)
 FRAMES = slice(round(WARM_UP_S / STEP_S), None, round(FRAME_INTERVAL_S / STEP_S))
 """The recorded frames among the simulated times."""
+_NOW = round(_HISTORY_S / STEP_S)
+"""Index of the current time among the recorded ones."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ class Drive:
 
 
 def draw_drive(kind: str, rng: Generator) -> Drive:
-    """Draws a drive on the given kind of road; only one without flaw (see `expert.flaw`) is returned.
+    """Draws a drive on the given kind of road; only one without flaw is returned.
+
+    See `expert.flaw` for what the driver must not do, and `expert.steered_flaw` for what the PDM score must not find.
 
     Raises RuntimeError if `MAX_ATTEMPTS` drives in a row have flaws.
     """
@@ -106,15 +114,16 @@ def _attempt(kind: str, rng: Generator, attempt: int) -> tuple[Drive, str | None
     vehicles = _vehicles(tables, fleet, motion, sizes)
     objects = join_objects(vehicles, walkers, draw_fixed(layout, len(TIMES_S), rng))
     outlines = outlines_of(layout)
+    seen_ego, seen_objects = _recorded_ego(ego), _recorded_objects(objects)
     found = expert.flaw(
-        _recorded_ego(ego),
-        _recorded_objects(objects),
+        seen_ego,
+        seen_objects,
         len(vehicles.classes),
         Lights(lights.connectors, lights.red[RECORDED]),
         _light_stops(layout, tables),
-        _drivable(layout, outlines),
+        _polygons(layout, outlines, ROAD_LAYERS),
         float(tables.length_m[0]),
-    )
+    ) or expert.steered_flaw(seen_ego, seen_objects, _polygons(layout, outlines, DRIVABLE_LAYERS), _NOW)
     return Drive(layout, outlines, routes[0], tables, ego, objects, lights, signal, attempt), found
 
 
@@ -147,9 +156,8 @@ def _light_stops(layout: Layout, tables: PathTables) -> list[tuple[str, float]]:
     ]
 
 
-def _drivable(layout: Layout, outlines: np.ndarray) -> np.ndarray:
-    """Polygons that NAVSIM's drivable area consists of."""
-    layers = (MapLayer.ROADBLOCK, MapLayer.INTERSECTION, MapLayer.CARPARK_AREA)
+def _polygons(layout: Layout, outlines: np.ndarray, layers: Collection[MapLayer]) -> np.ndarray:
+    """Prepared polygons of some layers."""
     polygons = outlines[[element.layer in layers for element in layout.elements]]
     shapely.prepare(polygons)
     return polygons

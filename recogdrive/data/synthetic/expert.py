@@ -9,6 +9,7 @@ from jaxtyping import Float
 from recogdrive.data.synthetic.lights import Lights
 from recogdrive.data.synthetic.paths import PathTables
 from recogdrive.data.synthetic.population import Objects
+from recogdrive.data.synthetic.tracking import NUM_STEERED, steered
 from recogdrive.data.synthetic.traffic import STEP_S, Motion
 from recogdrive.data.types import PACIFICA, Command
 from recogdrive.geometry import box_corners, points_to_frame
@@ -23,6 +24,11 @@ CLEARANCE_M = 0.15
 TRAFFIC_CLEARANCE_M = 0.02
 HARDEST_BRAKING_MPS2 = 3.8
 """A drive with harder braking is not an expert's."""
+STEERING_CLEARANCE_M = 0.05
+"""What the steered car's footprint is grown by, so that a few centimetres more or less do not change what is found."""
+PROJECTED_STEPS = (0, 3, 6, 9)
+"""How far ahead time to collision looks, in steps. Source: NAVSIM `PDMScorer._calculate_ttc`."""
+_COS_BEHIND = float(np.cos(np.deg2rad(150.0)))
 
 
 @dataclass(frozen=True)
@@ -142,12 +148,49 @@ def flaw(
     return None
 
 
+def steered_flaw(drive: EgoDrive, objects: Objects, drivable: np.ndarray, now: int) -> str | None:
+    """Why a drive would not score fully, or None: the PDM score judges a car steered along it, not the drive itself.
+
+    As NAVSIM's splits leave out scenes that their human driver fails in.
+
+    Args:
+      drive: The ego, from some time until at least 4 s after now.
+      objects: Everything else, over the same times and up to 4.9 s after now.
+      drivable: Prepared shapely polygons of the score's drivable area.
+      now: Index of the current time.
+    """
+    span = slice(now, now + NUM_STEERED)
+    poses, speed = steered(drive.poses[span], drive.velocity[now, 0], drive.acceleration[now, 0])
+    corners = ego_corners(poses, STEERING_CLEARANCE_M).reshape(-1, 2)
+    if not shapely.contains_xy(drivable[:, None], corners[None, :, 0], corners[None, :, 1]).any(axis=0).all():
+        return "off the drivable area when steered"
+    ahead = np.array(PROJECTED_STEPS)
+    when = now + np.arange(NUM_STEERED)[:, None] + ahead
+    direction = np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], -1)
+    projected = np.repeat(poses[:, None], len(ahead), axis=1)
+    projected[..., :2] += (STEP_S * ahead * speed[:, None])[..., None] * direction[:, None]
+    away = objects.poses[when][..., :2] - poses[:, None, None, :2]
+    distance = np.linalg.norm(away, axis=-1)
+    behind = (away * direction[:, None, None]).sum(-1) < _COS_BEHIND * distance
+    center = projected[..., :2] + PACIFICA.rear_axle_to_center_m * direction[:, None]
+    near = np.linalg.norm(objects.poses[when][..., :2] - center[:, :, None], axis=-1) < _reach(objects)
+    t, p, a = np.nonzero(near & ~behind & objects.present[when])
+    other = box_corners(objects.poses[when[t, p], a], objects.size_m[a, 0], objects.size_m[a, 1])
+    if boxes_overlap(ego_corners(projected[t, p], STEERING_CLEARANCE_M), other).any():
+        return "a collision within a second when steered"
+    return None
+
+
+def _reach(objects: Objects) -> Float[np.ndarray, "A"]:
+    """Distance of centres beyond which the ego, grown by `CLEARANCE_M`, cannot touch an object."""
+    return (np.hypot(*objects.size_m[:, :2].T) + np.hypot(PACIFICA.length_m, PACIFICA.width_m)) / 2 + 2 * CLEARANCE_M
+
+
 def _touches(drive: EgoDrive, objects: Objects) -> bool:
     """Whether the ego comes closer to anything than `CLEARANCE_M`."""
     ahead = PACIFICA.rear_axle_to_center_m * np.stack([np.cos(drive.poses[:, 2]), np.sin(drive.poses[:, 2])], -1)
     distance = np.linalg.norm(objects.poses[..., :2] - (drive.poses[:, :2] + ahead)[:, None], axis=-1)
-    reach = (np.hypot(*objects.size_m[:, :2].T) + np.hypot(PACIFICA.length_m, PACIFICA.width_m)) / 2 + 2 * CLEARANCE_M
-    t, a = np.nonzero((distance < reach) & objects.present)
+    t, a = np.nonzero((distance < _reach(objects)) & objects.present)
     other = box_corners(objects.poses[t, a], objects.size_m[a, 0], objects.size_m[a, 1])
     return bool(boxes_overlap(ego_corners(drive.poses, CLEARANCE_M)[t], other).any())
 

@@ -12,7 +12,7 @@ import shapely
 from numpy.random import Generator
 
 from recogdrive.data.synthetic import curves
-from recogdrive.data.synthetic.network import Block, Layout, Line, NetworkBuilder, Route
+from recogdrive.data.synthetic.network import Block, Layout, Line, NetworkBuilder, Route, ring
 from recogdrive.data.types import MapLayer
 
 GAP_M = 6.0
@@ -23,6 +23,7 @@ WALKWAY_M = 2.5
 STOP_POLYGON_M = 1.5
 CURB_M = 1.2
 """How far from the road's edge people wait."""
+RAMP_LEFT_SHOULDER_M = 1.2
 _SIDE_WIDTH_M = {"none": 0.0, "parking": 2.7, "bicycle": 2.0, "shoulder": 1.8}
 _SIDE_LAYER = {
     "parking": MapLayer.CARPARK_AREA,
@@ -186,9 +187,11 @@ def merge(rng: Generator) -> Layout:
     strip = np.concatenate([curves.offset(line, -width / 2), curves.offset(line, width / 2)[::-1]])[:, :2]
     main = shapely.box(0.0, -ahead * width, zone, against * width)
     builder.area(MapLayer.INTERSECTION, np.asarray(shapely.union(main, shapely.Polygon(strip)).exterior.coords)[:-1])
-    builder.strip("shoulder", ramp_line, width / 2 + 0.3, 1.5, MapLayer.GENERIC_DRIVABLE_AREA)
+    builder.strip("shoulder", ramp_line, width / 2, _SIDE_WIDTH_M["shoulder"], MapLayer.GENERIC_DRIVABLE_AREA)
+    left = (curves.offset(ramp_line, width / 2 + RAMP_LEFT_SHOULDER_M), curves.offset(ramp_line, width / 2))
+    builder.area(MapLayer.GENERIC_DRIVABLE_AREA, ring(*left))
     for piece in (pieces[2], pieces[4]):
-        builder.strip("shoulder", piece, ahead * width + 0.3, 1.5, MapLayer.GENERIC_DRIVABLE_AREA)
+        builder.strip("shoulder", piece, ahead * width, _SIDE_WIDTH_M["shoulder"], MapLayer.GENERIC_DRIVABLE_AREA)
     walkway = curves.reverse(curves.chain(*pieces))
     builder.strip("walkway", walkway, against * width + 2.0, WALKWAY_M, MapLayer.WALKWAY)
     focus = dict.fromkeys((joining, *road.gaps[0][:ahead]), 0.0)

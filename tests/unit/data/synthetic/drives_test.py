@@ -5,7 +5,7 @@ import shapely
 from recogdrive.data.synthetic import drives as module
 from recogdrive.data.synthetic import expert
 from recogdrive.data.synthetic.drives import FRAMES, LAYOUTS, RECORDED, TIMES_S, draw_drive
-from recogdrive.data.types import AgentClass
+from recogdrive.data.types import AgentClass, MapLayer
 from recogdrive.geometry import box_corners
 
 
@@ -87,6 +87,25 @@ def test_a_drive_with_a_flaw_is_drawn_again(monkeypatch):
     found = iter(["collision", "collision", None])
     monkeypatch.setattr(expert, "flaw", lambda *_: next(found))
     assert draw_drive("straight", np.random.default_rng(0)).attempts == 3
+
+
+def test_a_drive_that_the_score_would_not_like_is_drawn_again(monkeypatch):
+    found = iter(["off the drivable area when steered", None])
+    monkeypatch.setattr(expert, "flaw", lambda *_: None)
+    monkeypatch.setattr(expert, "steered_flaw", lambda *_: next(found))
+    assert draw_drive("straight", np.random.default_rng(0)).attempts == 2
+
+
+def test_the_steered_car_starts_now_and_may_use_shoulders(monkeypatch):
+    seen = []
+    monkeypatch.setattr(expert, "steered_flaw", lambda *arguments: seen.append(arguments))
+    drive = draw_drive("merge", np.random.default_rng(1))
+    ego, _, drivable, now = seen[-1]
+    np.testing.assert_array_equal(ego.poses[now], drive.ego.poses[FRAMES][3])
+    layers = [e.layer for e in drive.layout.elements]
+    wanted = (MapLayer.ROADBLOCK, MapLayer.INTERSECTION, MapLayer.CARPARK_AREA, MapLayer.GENERIC_DRIVABLE_AREA)
+    assert len(drivable) == sum(layer in wanted for layer in layers)
+    assert MapLayer.GENERIC_DRIVABLE_AREA in layers
 
 
 def test_without_a_clean_drive_the_error_names_the_road_and_the_flaws(monkeypatch):

@@ -11,7 +11,7 @@ from recogdrive.data.synthetic.paths import PathTables
 from recogdrive.data.synthetic.population import Objects, join_objects
 from recogdrive.data.synthetic.traffic import Motion
 from recogdrive.data.types import Command
-from recogdrive.geometry import box_corners
+from recogdrive.geometry import box_corners, from_frame
 
 TIMES_S = np.arange(41) * 0.1
 
@@ -142,3 +142,85 @@ def test_other_vehicles_in_each_other_are_a_flaw_but_only_moving_ones(straight_d
     both = join_objects(one_object(100.0, 8.0), one_object(101.0, 8.0))
     assert flaw_of(straight_drive, both, vehicles=2) == "collision of other vehicles"
     assert flaw_of(straight_drive, both, vehicles=0) is None
+
+
+LONG_S = np.arange(51) * 0.1
+
+
+def long_drive(radius=None, speed=10.0):
+    """Straight on along x, or in a circle to the left, for 5 s from now on."""
+    way = speed * LONG_S
+    angle = way / radius if radius else 0 * way
+    xy = (radius * np.sin(angle), radius * (1 - np.cos(angle))) if radius else (way, 0 * way)
+    velocity = np.stack([speed + 0 * way, 0 * way], -1)
+    return expert.EgoDrive(np.stack([*xy, angle], -1), velocity, 0 * velocity, way)
+
+
+def long_objects(poses, present=True):
+    shape = (len(LONG_S), 1)
+    poses = np.broadcast_to(np.asarray(poses, dtype=np.float64), (*shape, 3))
+    size = np.array([[4.0, 2.0, 1.5]])
+    return Objects(np.zeros(1, dtype=np.int8), size, poses, np.zeros(shape), np.full(shape, present))
+
+
+def steered_flaw_of(drive, objects=None, road=None):
+    ground = shapely.box(-100, -100, 100, 100) if road is None else road
+    shapely.prepare(ground)
+    objects = long_objects([0, 90, 0]) if objects is None else objects
+    return expert.steered_flaw(drive, objects, np.array([ground]), 0)
+
+
+def test_a_bend_that_the_recorded_car_fits_into_is_left_by_the_steered_one():
+    bend = long_drive(radius=40.0)
+    lane = shapely.Point(0, 40).buffer(41.8, quad_segs=64).difference(shapely.Point(0, 40).buffer(38.2, quad_segs=64))
+    recorded = shapely.points(expert.ego_corners(bend.poses))
+    assert shapely.covers(lane, recorded).all()
+    assert steered_flaw_of(bend, road=lane) == "off the drivable area when steered"
+    wide = shapely.Point(0, 40).buffer(43.5, quad_segs=64).difference(shapely.Point(0, 40).buffer(38.2, quad_segs=64))
+    assert steered_flaw_of(bend, road=wide) is None
+
+
+def test_corners_of_one_footprint_may_lie_in_different_polygons():
+    halves = np.array([shapely.box(-100, -100, 17, 100), shapely.box(17, -100, 100, 100)])
+    shapely.prepare(halves)
+    assert expert.steered_flaw(long_drive(), long_objects([0, 90, 0]), halves, 0) is None
+
+
+@pytest.mark.parametrize(("gap", "flaw"), [(9.0, "a collision within a second when steered"), (9.1, None)])
+def test_a_standing_car_must_be_further_away_than_the_way_of_nine_tenths_of_a_second(gap, flaw):
+    # At 10 m/s the front, grown by 0.05 m, ends up 9.05 m further on; after 4 s it is at 44.049 m itself.
+    assert steered_flaw_of(long_drive(), long_objects([44.049 + gap + 2.0, 0, 0])) == flaw
+
+
+def test_a_leader_as_fast_may_be_near():
+    x = 10.0 * LONG_S[:, None] + 4.049 + 0.5 + 2.0
+    assert steered_flaw_of(long_drive(), long_objects(np.stack([x, 0 * x, 0 * x], -1))) is None
+
+
+def test_a_car_close_behind_or_beside_the_projection_is_none_of_its_business():
+    x = 10.0 * LONG_S[:, None]
+    assert steered_flaw_of(long_drive(), long_objects(np.stack([x - 4.0, 0 * x, 0 * x], -1))) is None
+    assert steered_flaw_of(long_drive(), long_objects([20.0, 2.3, 0.0])) is None
+
+
+def test_in_a_bend_the_projection_along_the_tangent_hits_what_the_drive_itself_passes():
+    bend = long_drive(radius=40.0, speed=12.0)
+    parked = long_objects(from_frame(np.array([16.5, -0.4, 0.0]), bend.poses[20]))
+    recorded = shapely.polygons(expert.ego_corners(bend.poses, expert.CLEARANCE_M))
+    other = shapely.Polygon(box_corners(parked.poses[0, 0], np.array(4.0), np.array(2.0)))
+    assert not shapely.intersects(recorded, other).any()
+    assert steered_flaw_of(bend, parked) == "a collision within a second when steered"
+
+
+def test_the_projection_meets_others_where_they_are_at_its_time():
+    # Crosses at 1.5 s where the front would be by then, going on as at 0.6 s; at other times it is off the road.
+    crossing = np.zeros((len(LONG_S), 1, 3))
+    crossing[:, 0, 0] = 4.049 + 15.0
+    crossing[:, 0, 1] = 8.0 * (LONG_S - 1.5)
+    assert steered_flaw_of(long_drive(), long_objects(crossing)) == "a collision within a second when steered"
+    late = crossing + np.array([0.0, 24.0, 0.0])
+    assert steered_flaw_of(long_drive(), long_objects(late)) is None
+
+
+def test_who_is_absent_cannot_be_hit_by_the_steered_car():
+    assert steered_flaw_of(long_drive(), long_objects([20.0, 0, 0], present=False)) is None

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import shapely
 
-from recogdrive.data.synthetic import roads
+from recogdrive.data.synthetic import curves, roads
 from recogdrive.data.types import MapLayer
 
 DRIVEN = (MapLayer.LANE, MapLayer.LANE_CONNECTOR)
@@ -158,3 +158,14 @@ def test_a_straight_road_has_one_to_three_lanes_a_direction():
         first_lanes = [block[route.elements[0]] for route in layout.routes]
         counts |= {first_lanes.count(b) for b in first_lanes}
     assert counts == {1, 2, 3}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_shoulders_of_a_ramp_adjoin_its_lane_without_a_gap(seed):
+    layout = roads.merge(np.random.default_rng(seed))
+    (ramp,) = {route.elements[0] for route in layout.routes if route.turn == "merge"}
+    whole = union(layout, MapLayer.ROADBLOCK, MapLayer.GENERIC_DRIVABLE_AREA)
+    line, width = layout.lines[ramp], np.linspace(-2.8, 2.8, 57)
+    # Half a lane is at least 1.65 m wide; beside it 1.8 m on the right and 1.2 m on the left.
+    across = np.stack([curves.offset(line, w) for w in width], axis=1)[..., :2]
+    assert shapely.covers(whole, shapely.points(across)).all()

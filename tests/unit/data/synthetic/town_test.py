@@ -13,6 +13,8 @@ from recogdrive.data.synthetic import expert
 from recogdrive.data.synthetic.town import SyntheticTown
 from recogdrive.data.types import Box, Command, MapLayer
 from recogdrive.geometry import box_corners, from_frame, to_frame
+from recogdrive.pdm.from_scene import pdm_scene
+from recogdrive.pdm.scorer import PdmScorer
 
 KINDS = ("straight", "curve", "intersection", "merge")
 
@@ -179,6 +181,14 @@ def test_the_expert_touches_nothing(scenes):
         for pose, frame in zip(expert.ego_corners(poses), scene.detections, strict=True):
             boxes = box_corners(frame.boxes[:, [0, 1, 6]], frame.boxes[:, Box.LENGTH], frame.boxes[:, Box.WIDTH])
             assert not shapely.intersects(shapely.Polygon(pose), shapely.polygons(boxes)).any(), scene.token
+
+
+def test_the_pdm_score_finds_nothing_wrong_with_the_expert(scenes):
+    some = scenes[:48]
+    driven = np.stack([scene.future[None, :8] for scene in some])
+    scores = PdmScorer(dtype="float32").score([pdm_scene(scene) for scene in some], driven)
+    assert scores.score[:, 0].tolist() == pytest.approx([1.0] * len(some), abs=1e-6)
+    np.testing.assert_array_equal(scores.driving_direction_compliance, 1.0)
 
 
 def test_velocity_agrees_with_the_history_poses(scenes):
