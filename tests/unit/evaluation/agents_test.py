@@ -68,9 +68,9 @@ def test_no_scenes_give_an_empty_plan_of_the_right_shape(agent):
 
 def test_every_agent_can_be_named_in_a_gin_file():
     @gin.configurable(module="agents_test")
-    def names(agents):
+    def baseline_names(agents):
         return [agent.name for agent in agents]
 
-    gin.parse_config("names.agents = [@ConstantVelocity(), @Stopped(), @Human()]")
+    gin.parse_config("baseline_names.agents = [@ConstantVelocity(), @Stopped(), @Human()]")
 
-    assert names() == ["constant_velocity", "stopped", "human"]
+    assert baseline_names() == ["constant_velocity", "stopped", "human"]
