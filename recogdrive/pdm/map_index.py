@@ -230,14 +230,13 @@ class _Grid:
           height and polygon of changes within the row of a cell.
         """
         margin = _MARGIN * self.cell_m
-        bottom = self.origin[1] + strips.row * self.cell_m - margin
-        top = bottom + self.cell_m + 2 * margin
         heights = np.stack([start[strips.edge, 1], end[strips.edge, 1]]).ravel()
         row, column = np.tile(strips.row, 2), np.tile(strips.first, 2)
         owner = np.tile(polygon[strips.edge], 2)
-        counts = heights <= np.tile(top, 2)
-        row, column, owner, heights, bottom = (v[counts] for v in (row, column, owner, heights, np.tile(bottom, 2)))
-        heights = np.where(heights <= bottom, -np.inf, heights)
+        # The sums that `strips` takes rows from: only so do both edges of a vertex agree on whether it is in a row.
+        counts = self._cell(heights - margin, 1) <= row
+        row, column, owner, heights = (v[counts] for v in (row, column, owner, heights))
+        heights = np.where(self._cell(heights + margin, 1) < row, -np.inf, heights)
         order = np.lexsort((column, heights, owner, row))
         row, column, owner, heights = (v[order] for v in (row, column, owner, heights))
         # Of each polygon, row and height there is an even number of changes; consecutive ones bound an interval.
