@@ -16,11 +16,11 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make env         builds $(VENV) from pyproject.toml and constraints.txt"
-	@echo "make quickstart  synthetic town -> imitation -> evaluation -> report, in $(WORKDIR)/quickstart"
+	@echo "make quickstart  synthetic town -> baseline and planner -> PDM scores -> report, in $(WORKDIR)/quickstart"
 	@echo "make test        the whole test suite with coverage"
 	@echo "make acceptance  quickstart and mini_il in full, with the figures they must reach"
 	@echo "make soak        200 kills of a training run, each resumed bit for bit"
-	@echo "make benchmark   speed beside plain PyTorch"
+	@echo "make benchmark   planner beside plain PyTorch, PDM scores per second"
 	@echo "make lint        ruff check and format check;  make format  applies them"
 	@echo "make constraints writes the versions of $(VENV) to constraints.txt"
 
@@ -33,8 +33,13 @@ $(INSTALLED): pyproject.toml constraints.txt recogdrive/version.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
+# The ego-status MLP first, for its row in the planner's report; both runs share compiled programs.
+quickstart: export JAX_COMPILATION_CACHE_DIR ?= $(WORKDIR)/.jax_cache
 quickstart: $(INSTALLED)
-	$(BIN)/python -m recogdrive.main --experiment=quickstart --workdir=$(WORKDIR)/quickstart
+	$(BIN)/python -m recogdrive.main --experiment=baseline_ego_status_mlp --workdir=$(WORKDIR)/baseline_ego_status_mlp \
+	  --gin_bindings VAL_SCENES=64
+	$(BIN)/python -m recogdrive.main --experiment=quickstart --workdir=$(WORKDIR)/quickstart \
+	  --gin_bindings "EGO_STATUS_MLP='$(WORKDIR)/baseline_ego_status_mlp'"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --cov=recogdrive --cov-report=term
@@ -47,6 +52,7 @@ acceptance: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/planner_step.py
+	$(BIN)/python benchmarks/pdm_score.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

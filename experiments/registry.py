@@ -3,7 +3,7 @@
 from recogdrive.experiment import Experiment, Reference
 
 _UPSTREAM = "upstream README, navtest table"
-_PDMS = "the PDM score"
+_PDMS = "scenes of navtest to score in: routes and PDM-Closed trajectories"
 _VLM = "the InternVL3 stages: fine-tuning and the hidden-state cache"
 _RL = "the DiffGRPO stage, whose reward is the PDM score"
 
@@ -53,7 +53,7 @@ def _family(size: str, vlm_pdms: float, il_pdms: float, rl_pdms: float) -> list[
             description="Score of the reinforced planner on navtest.",
             starts_from=f"{size}_rl",
             reference=reference(rl_pdms),
-            missing=f"{_PDMS} and {_VLM}",
+            missing=f"{_PDMS}; and {_VLM}",
         ),
     ]
 
