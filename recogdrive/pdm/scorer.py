@@ -124,7 +124,7 @@ def score_trajectories(
     """Scores G trajectories in each of S scenes; pure and jittable.
 
     Args:
-      scenes: With their normalisers (`with_normaliser`).
+      scenes: With their normalisers (`with_normaliser`); without, progress and score are NaN.
       trajectories: x, y, heading at 0.5 ... 4 s in the initial rear-axle frame, metres and radians. One with non-finite
         poses is invalid: its scores are NaN, those of the others are not touched.
       weights: Of the averaged sub-scores.
@@ -170,6 +170,7 @@ def _scores(scenes: SceneBatch, driven: Drive, finite: Bool[Array, "S G"], weigh
     factor = driven.no_at_fault_collisions * driven.drivable_area_compliance
     normaliser = scenes.normaliser_progress_m[:, None], scenes.normaliser_factor[:, None]
     progress = ego_progress(driven.progress_m, factor, *normaliser)
+    progress = jnp.where(jnp.isnan(normaliser[0]), jnp.nan, progress)  # Nobody scored the normaliser.
     weighted = (
         weights.progress * progress
         + weights.time_to_collision * driven.time_to_collision_within_bound
@@ -228,8 +229,12 @@ class PdmScorer:
         Args:
           scenes: Valid scenes (`validation.validate`).
         """
+        return self.normalise(self._padded(scenes))
+
+    def normalise(self, scenes: SceneBatch) -> SceneBatch:
+        """A padded batch (`pad_scenes`, in this scorer's dtype) on the device, with its normalisers scored."""
         with self._precision():
-            return self._normalise(self._padded(scenes))
+            return self._normalise(scenes)
 
     def score_batch(self, scenes: SceneBatch, trajectories: Float[np.ndarray, "S G 8 3"]) -> PdmScores:
         """Scores in prepared scenes, on the device.
