@@ -68,7 +68,7 @@ class Sizes(NamedTuple):
     def fitting(cls, scenes: Sequence[PdmScene], indices: Sequence[MapIndex]) -> "Sizes":
         """Powers of two that hold all scenes, so that few combinations occur."""
         exact = cls.exact(scenes, indices)
-        smallest = cls(agents=32, centerline=256, cells=16384, edges=8192, words=1)
+        smallest = cls(agents=32, centerline=256, cells=32768, edges=8192, words=1)
         return cls(*(max(least, 1 << (size - 1).bit_length()) for least, size in zip(smallest, exact, strict=True)))
 
     @classmethod

@@ -38,10 +38,13 @@ class CachedPdmScenes:
       path: Folder of a container, see `PdmCache`.
 
     Raises:
+      ValueError: No folder is named.
       CacheError: There is no container that can be read.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | None) -> None:
+        if not path:
+            raise ValueError("No container is named: set PDM_CACHE to the folder of one.")
         self.cache = PdmCache(Path(path))
 
     def __call__(self, scene: Scene) -> PdmScene:

@@ -8,6 +8,10 @@ import sys
 
 import pytest
 
+from recogdrive.data.synthetic.town import SyntheticTown
+from recogdrive.pdm.cache import PdmCacheWriter
+from recogdrive.pdm.sources import TownPdmScenes, write_scenes
+
 pytestmark = pytest.mark.heavy
 BASELINES = {"constant_velocity", "stopped", "human"}
 
@@ -21,8 +25,9 @@ def compiled_programs(tmp_path_factory):
         yield
 
 
-def run(experiment, folder, *bindings):
+def run(experiment, folder, *bindings, option=None):
     flags = [f"--experiment={experiment}", f"--workdir={folder}", *(f"--gin_bindings={b}" for b in bindings)]
+    flags += [] if option is None else [f"--gin_file={option}"]
     command = [sys.executable, "-m", "recogdrive.main", *flags]
     result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=240, env=os.environ)
     assert result.returncode == 0, result.stderr
@@ -53,3 +58,20 @@ def test_a_baseline_runs_by_name_with_the_trained_one_as_a_further_row(trained, 
         assert metrics["fde"] == pytest.approx(trained_summary[agent]["fde"], rel=1e-5), agent
     rows = list(csv.DictReader((tmp_path / "cv" / "scenes.csv").open()))
     assert sum(row["agent"] == "ego_status_mlp" for row in rows) == 4
+
+
+def test_scores_in_a_container_equal_those_made_on_the_way_and_a_missing_scene_makes_them_partial(trained, tmp_path):
+    town = SyntheticTown(num_scenes=4, seed=1000003, name="town_val")
+    with PdmCacheWriter(tmp_path / "cache", origin={"source": "town"}) as writer:
+        write_scenes(writer, (town[i] for i in range(3)), TownPdmScenes())
+    summary = run(
+        *("baseline_constant_velocity", tmp_path / "cv", "VAL_SCENES=4", f"PDM_CACHE='{tmp_path / 'cache'}'"),
+        option="gin/option/pdm_cache.gin",
+    )
+    assert {metrics["pdms_partial"] for metrics in summary.values()} == {1}
+    for agent in BASELINES:
+        *made, _, _ = (trained[0] / "pdms" / "val" / f"{agent}.csv").read_text().splitlines()
+        *found, missing, average = (tmp_path / "cv" / "pdms" / "val" / f"{agent}.csv").read_text().splitlines()
+        assert found == made
+        assert missing == f"{town[3].token},False,,,,,,,"
+        assert average.startswith("average,False,")

@@ -35,6 +35,12 @@ def test_a_token_the_container_does_not_hold_is_refused_with_its_size(tmp_path, 
         CachedPdmScenes(str(tmp_path))(straight_scene)
 
 
+@pytest.mark.parametrize("path", [None, ""])
+def test_no_path_is_refused_with_the_knob_to_set(path):
+    with pytest.raises(ValueError, match="set PDM_CACHE"):
+        CachedPdmScenes(path)
+
+
 def test_a_path_without_container_is_refused_at_construction(tmp_path):
     with pytest.raises(CacheError, match="no container"):
         CachedPdmScenes(str(tmp_path / "nothing"))
