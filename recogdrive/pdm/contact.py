@@ -149,7 +149,14 @@ def polygons_meet(first: Corners, second: Corners) -> Bool[Array, "*n"]:
     of_first, of_second = jnp.split(outside, [len(first) * len(second)])
     separates_first = of_first.reshape(len(first), len(second), *outside.shape[1:]).all(axis=1).any(axis=0)
     separates_second = of_second.reshape(len(second), len(first), *outside.shape[1:]).all(axis=1).any(axis=0)
-    return ~(separates_first | separates_second)
+    # Sides separate all but polygons without extent on one line; these have ranges of x or y that do not overlap.
+    return ~(separates_first | separates_second | _ranges_apart(first, second, 0) | _ranges_apart(first, second, 1))
+
+
+def _ranges_apart(first: Corners, second: Corners, axis: int) -> Bool[Array, "*n"]:
+    """Whether two polygons have no x (axis 0) or no y (axis 1) in common."""
+    one, other = (jnp.stack(jnp.broadcast_arrays(*(corner[axis] for corner in p))) for p in (first, second))
+    return (one.max(axis=0) < other.min(axis=0)) | (other.max(axis=0) < one.min(axis=0))
 
 
 def first_contacts(

@@ -73,6 +73,8 @@ def settle(unsure: Bool[Array, "*n"], found: Answers, decide: Callable[[Int[Arra
         found = jax.tree.map(lambda old, new: old.at[chosen].set(new, mode="drop"), found, answers)
         return found, unsure.at[chosen].set(False, mode="drop")
 
+    if unsure.size == 0:
+        return found
     flat = jax.tree.map(lambda values: values.reshape(-1), found)
     settled, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), settle_some, (flat, unsure.reshape(-1)))
     return jax.tree.map(lambda values, shaped: values.reshape(shaped.shape), settled, found)
