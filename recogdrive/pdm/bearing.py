@@ -19,8 +19,9 @@ def ahead_and_behind(
     """Whether agents are within 30 degrees of the ego's heading, and more than 150 degrees from it.
 
     The reference takes the arccos of a dot product of unit vectors, which is NaN where rounding makes it more than 1 in
-    size: such an agent, exactly on the ego's axis, is neither. In float64 the same sum is formed and the quirk kept;
-    float32 would round so much more often that it is left out there.
+    size: such an agent, exactly on the ego's axis, is neither. In float64 the same sum is formed and the quirk kept,
+    though the last digit, and so which agents it meets, is the compiler's choice; float32 would round so much more often
+    that it is left out there.
 
     Args:
       x: Ego's rear axle, metres.
