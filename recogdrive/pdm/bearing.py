@@ -20,7 +20,7 @@ def ahead_and_behind(
 
     The reference takes the arccos of a dot product of unit vectors, which is NaN where rounding makes it more than 1 in
     size: such an agent, exactly on the ego's axis, is neither. In float64 the same sum is formed and the quirk kept,
-    though the last digit, and so which agents it meets, is the compiler's choice; float32 would round so much more often
+    though the last digit, and so which agents it meets, is the compiler's choice; float32 would round much more often
     that it is left out there.
 
     Args:
