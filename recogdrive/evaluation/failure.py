@@ -19,8 +19,8 @@ from matplotlib.path import Path as Outline
 from recogdrive.data.types import FUTURE_FRAMES, Scene
 from recogdrive.evaluation.bev import HUMAN, View, area_outline, draw_scene, empty_figure, plot_xy, view_of
 from recogdrive.evaluation.pdms import Evidence
-from recogdrive.evaluation.reasons import CORNER_NAMES
 from recogdrive.geometry import box_corners, from_frame, to_frame
+from recogdrive.pdm.footprint import CORNER_NAMES
 from recogdrive.pdm.scene import DRIVABLE_LAYERS, PdmScene
 from recogdrive.pdm.state import (
     HALF_LENGTH_M,

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from recogdrive.data.types import AgentClass, Scene
 from recogdrive.evaluation.open_loop import EvaluatedSplit, OpenLoopEvaluation, bootstrap_interval
-from recogdrive.evaluation.reasons import CORNER_NAMES, failed_signals, losses_of, sentence
+from recogdrive.evaluation.reasons import failed_signals, losses_of, sentence
 from recogdrive.pdm.errors import SceneError
+from recogdrive.pdm.footprint import CORNER_NAMES
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.scores import PdmScores
 from recogdrive.pdm.validation import validate

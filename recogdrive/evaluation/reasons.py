@@ -7,13 +7,11 @@ from enum import StrEnum
 import numpy as np
 
 from recogdrive.data.types import AgentClass
+from recogdrive.pdm.footprint import CORNER_NAMES
 from recogdrive.pdm.metrics.comfort import LOWER_BOUNDS, UPPER_BOUNDS
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.scores import PdmScores
 from recogdrive.pdm.state import STEP_S
-
-CORNER_NAMES = ("front left", "rear left", "rear right", "front right")
-"""In the order of `PdmScores.off_road_corner`."""
 
 FULL_PROGRESS = 0.995
 """From here on progress reads as 100 %, and is not called a loss."""

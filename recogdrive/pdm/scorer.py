@@ -32,6 +32,7 @@ from recogdrive.pdm.trajectory import (
     interpolate_candidate,
     interpolate_normaliser,
 )
+from recogdrive.pdm.validation import validate
 
 DTYPES = ("float32", "float64")
 
@@ -226,8 +227,8 @@ class PdmScorer:
     def prepare(self, scenes: Sequence[PdmScene]) -> SceneBatch:
         """Scenes on the device with their normalisers scored, to score trajectories in again and again.
 
-        Args:
-          scenes: Valid scenes (`validation.validate`).
+        Raises:
+          SceneError: A scene cannot be scored.
         """
         return self.normalise(self._padded(scenes))
 
@@ -250,11 +251,12 @@ class PdmScorer:
         """Scores of G trajectories in each scene, as NumPy arrays.
 
         Args:
-          scenes: Valid scenes (`validation.validate`).
+          scenes: At least one.
           trajectories: x, y, heading at 0.5 ... 4 s in each scene's initial rear-axle frame.
 
         Raises:
-          ValueError: As `score_batch`.
+          ValueError: No scenes; or as `score_batch`.
+          SceneError: A scene cannot be scored.
         """
         trajectories = np.asarray(trajectories)
         _check(trajectories, len(scenes))
@@ -272,7 +274,9 @@ class PdmScorer:
         return PdmScores(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
     def _padded(self, scenes: Sequence[PdmScene]) -> SceneBatch:
-        """Scenes as arrays of sizes that only grow, so that a split soon needs no further compilation."""
+        """Scenes, checked, as arrays of sizes that only grow, so that a split soon needs no further compilation."""
+        for scene in scenes:
+            validate(scene)
         indices = [build_map_index(scene) for scene in scenes]
         fitting = Sizes.fitting(scenes, indices)
         self._sizes = fitting if self._sizes is None else self._sizes.union(fitting)
