@@ -9,6 +9,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from recogdrive.pdm.map_index import WORD_BITS
 from recogdrive.pdm.predicates import exact_orientation, orientation, settle
 
+_ROUNDS_FOR_ALL = 8
+"""Listed edges that most cells do not exceed."""
+_SHARE_AT_ONCE = 16
+_FEW = 64
+
 
 class MapArrays(NamedTuple):
     """Indices of S scenes as arrays, padded to M cells, N listed edges and W mask words; see `MapIndex`.
@@ -45,7 +50,7 @@ class _Flat(NamedTuple):
 
     starts: Int[Array, "SM1"]
     whole: UInt32[Array, "SM W"]
-    ends: tuple[Float[Array, "SN"], Float[Array, "SN"], Float[Array, "SN"], Float[Array, "SN"]]
+    ends: Float[Array, "SN4"]
     bits: Int[Array, "SN"]
 
 
@@ -72,7 +77,7 @@ def polygons_at(maps: MapArrays, x: Float[Array, "S K"], y: Float[Array, "S K"])
     flat = _Flat(
         maps.starts.reshape(-1),
         maps.whole.reshape(-1, maps.whole.shape[-1]),
-        tuple(maps.edges[..., i].reshape(-1) for i in range(4)),
+        maps.edges.reshape(-1),
         maps.bits.reshape(-1),
     )
     first = flat.starts[scene * (num_cells + 1) + cell]
@@ -80,57 +85,86 @@ def polygons_at(maps: MapArrays, x: Float[Array, "S K"], y: Float[Array, "S K"])
     whole = flat.whole[scene * num_cells + cell]
     inside = tuple(jnp.where(on_grid, whole[..., w], 0) for w in range(whole.shape[-1]))
     first = first + scene * num_edges
-    found, unsure = _walk(flat, first, count, x, y, inside, exact=False)
-    points = [v.reshape(-1) for v in (first, count, x, y, *inside)]
+    points = _Points(first, count, x, y)
+    start = _Found(inside, tuple(jnp.zeros_like(word) for word in inside), jnp.zeros(x.shape, bool))
+    # Few cells list many edges: the first rounds serve all points, the rest only those that need more.
+    begun = _walk(flat, points, start, 0, jnp.minimum(_ROUNDS_FOR_ALL, jnp.max(count, initial=0)))
+    found = settle(
+        count > _ROUNDS_FOR_ALL,
+        begun,
+        lambda chosen: _walk_on(flat, points.at(chosen), begun.at(chosen), _ROUNDS_FOR_ALL),
+        at_once=max(_FEW, x.size // _SHARE_AT_ONCE),
+    )
+    # Where rounding may have turned a sign, everything again without rounding.
+    exact = settle(
+        found.unsure,
+        found,
+        lambda chosen: _walk_on(flat, points.at(chosen), start.at(chosen), 0, exact=True),
+        at_once=_FEW,
+    )
+    return tuple(inside & ~border for inside, border in zip(exact.inside, exact.border, strict=True))
 
-    def decide(chosen: Array) -> tuple[UInt32[Array, "B"], ...]:
-        first, count, px, py, *inside = (v[chosen] for v in points)
-        return _walk(flat, first, count, px, py, tuple(inside), exact=True)[0]
 
-    return settle(unsure, found, decide)
+class _Points(NamedTuple):
+    """Points and the listed edges of their cells: `count` from `first` on."""
+
+    first: Int[Array, "*n"]
+    count: Int[Array, "*n"]
+    x: Float[Array, "*n"]
+    y: Float[Array, "*n"]
+
+    def at(self, chosen: Int[Array, "B"]) -> "_Points":
+        """The points at flat positions."""
+        return _Points(*(v.reshape(-1)[chosen] for v in self))
+
+
+class _Found(NamedTuple):
+    """What is known of points so far: words of polygons crossed oddly often, touched, and whether a sign is unsure."""
+
+    inside: tuple[UInt32[Array, "*n"], ...]
+    border: tuple[UInt32[Array, "*n"], ...]
+    unsure: Bool[Array, "*n"]
+
+    def at(self, chosen: Int[Array, "B"]) -> "_Found":
+        """What is known of the points at flat positions."""
+        return jax.tree.map(lambda v: v.reshape(-1)[chosen], self)
+
+
+def _walk_on(flat: _Flat, points: _Points, found: _Found, start: int, *, exact: bool = False) -> _Found:
+    """The rest of the listed edges, from round `start`."""
+    return _walk(flat, points, found, start, jnp.max(points.count, initial=0), exact=exact)
 
 
 def _walk(
-    flat: _Flat,
-    first: Int[Array, "*n"],
-    count: Int[Array, "*n"],
-    x: Float[Array, "*n"],
-    y: Float[Array, "*n"],
-    inside: tuple[UInt32[Array, "*n"], ...],
-    *,
-    exact: bool,
-) -> tuple[tuple[UInt32[Array, "*n"], ...], Bool[Array, "*n"]]:
-    """Goes through the edges of every point's cell at once, the k-th of each in round k."""
-    most = jnp.max(count, initial=0)
-    border = tuple(jnp.zeros_like(word) for word in inside)
+    flat: _Flat, points: _Points, found: _Found, start: int, stop: Int[Array, ""], *, exact: bool = False
+) -> _Found:
+    """Goes through the edges of every point's cell at once, the k-th of each in round k, for k from start to stop."""
+    x, y = points.x, points.y
 
-    def visit(carry: tuple) -> tuple:
-        k, inside, border, unsure = carry
-        listed = k < count
-        edge = jnp.where(listed, first + k, 0)
-        x0, y0, x1, y1 = (end[edge] for end in flat.ends)
+    def visit(k: Array, found: _Found) -> _Found:
+        listed = k < points.count
+        edge = jnp.where(listed, points.first + k, 0)
+        x0, y0, x1, y1 = (flat.ends[4 * edge + i] for i in range(4))  # Neighbours in memory.
         bit = flat.bits[edge]
         if exact:
             side, certain = exact_orientation((x0, y0), (x1, y1), (x, y)), jnp.ones_like(listed)
         else:
             side, certain = orientation((x0, y0), (x1, y1), (x, y))
-        upwards = y0 <= y
-        crosses = listed & (upwards != (y1 <= y))
+        crosses = listed & ((y0 <= y) != (y1 <= y))
         # Left of an edge that goes up, or right of one that goes down: the ray to the right meets it.
         met = crosses & ((side > 0) == (y1 > y0)) & (side != 0)
         alongside = (jnp.minimum(x0, x1) <= x) & (x <= jnp.maximum(x0, x1))
         alongside &= listed & (jnp.minimum(y0, y1) <= y) & (y <= jnp.maximum(y0, y1))
         touches = alongside & (side == 0)
-        unsure |= (crosses | alongside) & ~certain
         one = jnp.left_shift(jnp.uint32(1), (bit % WORD_BITS).astype(jnp.uint32))
-        words = [jnp.where(bit // WORD_BITS == w, one, 0) for w in range(len(inside))]
-        inside = tuple(i ^ jnp.where(met, word, 0) for i, word in zip(inside, words, strict=True))
-        border = tuple(b | jnp.where(touches, word, 0) for b, word in zip(border, words, strict=True))
-        return k + 1, inside, border, unsure
+        words = [jnp.where(bit // WORD_BITS == w, one, 0) for w in range(len(found.inside))]
+        return _Found(
+            tuple(i ^ jnp.where(met, word, 0) for i, word in zip(found.inside, words, strict=True)),
+            tuple(b | jnp.where(touches, word, 0) for b, word in zip(found.border, words, strict=True)),
+            found.unsure | ((crosses | alongside) & ~certain),
+        )
 
-    start = (jnp.int32(0), inside, border, jnp.zeros(x.shape, bool))
-    _, inside, border, unsure = jax.lax.while_loop(lambda carry: carry[0] < most, visit, start)
-    return tuple(i & ~b for i, b in zip(inside, border, strict=True)), unsure
+    return jax.lax.fori_loop(start, stop, visit, found)
 
 
 def any_of(words: tuple[UInt32[Array, "S *n"], ...], mask: UInt32[Array, "S W"]) -> Bool[Array, "S *n"]:

@@ -57,18 +57,25 @@ def exact_orientation(a: tuple[Array, Array], b: tuple[Array, Array], p: tuple[A
     return _sign_of_sum(jnp.stack(terms))
 
 
-def settle(unsure: Bool[Array, "*n"], found: Answers, decide: Callable[[Int[Array, "B"]], Answers]) -> Answers:
+def settle(
+    unsure: Bool[Array, "*n"],
+    found: Answers,
+    decide: Callable[[Int[Array, "B"]], Answers],
+    *,
+    at_once: int = _SETTLED_AT_ONCE,
+) -> Answers:
     """Replaces unsure answers by certain ones, a few at a time; costs nothing where all are sure.
 
     Args:
       unsure: Which answers to replace.
       found: Pytree of arrays (*n,) of answers so far.
       decide: Flat positions in `unsure` -> pytree of the certain answers there.
+      at_once: How many are decided in one go.
     """
 
     def settle_some(carry: tuple[Answers, Array]) -> tuple[Answers, Array]:
         found, unsure = carry
-        (chosen,) = jnp.nonzero(unsure, size=_SETTLED_AT_ONCE, fill_value=unsure.size)
+        (chosen,) = jnp.nonzero(unsure, size=at_once, fill_value=unsure.size)
         answers = decide(jnp.minimum(chosen, unsure.size - 1))
         found = jax.tree.map(lambda old, new: old.at[chosen].set(new, mode="drop"), found, answers)
         return found, unsure.at[chosen].set(False, mode="drop")
