@@ -175,7 +175,7 @@ def test_corners_run_counter_clockwise_from_the_front_left():
 
 
 # First contacts: S scenes, G trajectories, A tracks.
-S, G, A = 2, 3, 6
+S, G, A = 2, 3, 24
 _first_contacts = jax.jit(first_contacts)
 
 
@@ -231,7 +231,7 @@ def slow_first_contacts(ego, speed, stands, agents):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lattice", [False, True], ids=["anywhere", "lattice"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=SEEDS)
 def test_first_contacts_are_those_of_the_obvious_loop(dtype, lattice, seed):
     traffic = random_traffic(np.random.default_rng(seed), lattice)
@@ -245,19 +245,20 @@ def test_first_contacts_are_those_of_the_obvious_loop(dtype, lattice, seed):
 
 @pytest.fixture
 def alone():
-    """An ego along the x axis and tracks, rows of x, y and half sizes, that neither move nor turn."""
+    """Egos along the x axis and tracks, rows of x, y and half sizes, that neither move nor turn; all scenes alike."""
 
     def build(ego_x, tracks, *, speed=0.0, stands=(), dtype="float64", absent=()):
-        tracks = np.array(tracks, float)
-        zeros = np.zeros((1, 1, 41))
-        xy = np.repeat(tracks[None, None, :, :2], 51, axis=0)
+        tracks = np.array(tracks + [[500.0, 0, 1, 1]] * (A - len(tracks)), float)
+        zeros = np.zeros((S, G, 41))
+        xy = np.broadcast_to(tracks[:, :2], (51, S, A, 2)).copy()
         xy[list(absent)] = ABSENT_M
-        standing = np.zeros((1, 1, 41), bool)
+        standing = np.zeros((S, G, 41), bool)
         standing[..., list(stands)] = True
-        flags = np.zeros((1, len(tracks)), bool)
+        flags = np.zeros((S, A), bool)
         boxes = Boxes(xy[..., 0], xy[..., 1], np.ones(xy.shape[:-1]), np.zeros(xy.shape[:-1]))
         ego = Boxes(zeros + ego_x, zeros, zeros + 1, zeros)
-        parts = (ego, zeros + speed, standing, Agents(boxes, *tracks.T[2:, None], flags, flags))
+        half_length, half_width = np.repeat(tracks.T[2:, None], S, axis=1)
+        parts = (ego, zeros + speed, standing, Agents(boxes, half_length, half_width, flags, flags))
         return jax.tree.map(lambda v: v if v.dtype == bool else v.astype(dtype), parts)
 
     return build
@@ -265,24 +266,23 @@ def alone():
 
 @pytest.fixture
 def contacts(alone):
-    """First contacts, now and projected, of such an ego with each track."""
+    """First contacts, now and projected, of such an ego with the first two tracks."""
 
     def run(*args, **options):
-        # Two tracks every time, for one program.
         with jax.enable_x64(True):
-            return tuple(np.asarray(v)[0, 0].tolist() for v in _first_contacts(*alone(*args, **options)))
+            return tuple(np.asarray(v)[0, 0, :2].tolist() for v in _first_contacts(*alone(*args, **options)))
 
     return run
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_more_touching_tracks_than_are_settled_at_once(alone, dtype):
-    # The ego drives an eighth of a metre a step towards tracks that lie an eighth apart: it touches 40 of them exactly,
-    # or would but for the last digit, and so do the others when projected.
-    tracks = [[HALF_LENGTH_M + 0.5 + i / 8, 0, 0.5, 0.5] for i in range(100)]
+    # The ego drives an eighth of a metre a step towards tracks an eighth apart: it touches all of them exactly,
+    # or would but for the last digit, in 6 groups of 24.
+    tracks = [[HALF_LENGTH_M + 0.5 + i / 8, 0, 0.5, 0.5] for i in range(A)]
     traffic = alone(np.arange(41) / 8, tracks, dtype=dtype, speed=1.25)
     expected = slow_first_contacts(*traffic)
-    assert 38 <= (expected[0] != NEVER).sum() <= 42
+    assert (expected[0] != NEVER).all()
     with jax.enable_x64(dtype == "float64"):
         found = _first_contacts(*traffic)
     np.testing.assert_array_equal(found.collision, expected[0])
@@ -297,13 +297,13 @@ def test_a_projection_looks_ahead_at_the_egos_speed(contacts):
 
 
 def test_steps_at_which_the_ego_stands_do_not_count_for_projections(contacts):
-    collision, projected = contacts(0.0, [[3.0, 0, 1, 1], [90, 0, 1, 1]], stands=range(7))
+    collision, projected = contacts(0.0, [[3.0, 0, 1, 1]], stands=range(7))
     assert collision == [0, NEVER]
     assert projected == [7 * 4, NEVER]
 
 
 def test_absent_tracks_are_not_touched(contacts):
-    collision, projected = contacts(0.0, [[3.0, 0, 1, 1], [90, 0, 1, 1]], absent=range(12))
+    collision, projected = contacts(0.0, [[3.0, 0, 1, 1]], absent=range(12))
     assert collision == [12, NEVER]
     assert projected == [3 * 4 + 3, NEVER]  # At 0.3 s, 0.9 s ahead.
 
@@ -313,5 +313,5 @@ def test_no_tracks_no_contacts():
     boxes = Boxes(*np.zeros((4, 51, 1, 0)))
     ego = Boxes(*np.zeros((4, 1, 2, 41)))
     agents = Agents(boxes, nothing, nothing, nothing.astype(bool), nothing.astype(bool))
-    found = _first_contacts(ego, np.zeros((1, 2, 41)), np.zeros((1, 2, 41), bool), agents)
+    found = jax.eval_shape(first_contacts, ego, np.zeros((1, 2, 41)), np.zeros((1, 2, 41), bool), agents)
     assert found.collision.shape == found.projected.shape == (1, 2, 0)

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from recogdrive.pdm.predicates import exact_orientation, orientation, settle
 
 DTYPES = ("float32", "float64")
-TRIANGLES = 32
-MODERATE = settings(max_examples=40, deadline=None)
+TRIANGLES = 16
+MODERATE = settings(max_examples=30, deadline=None)
 
 _exact = jax.jit(exact_orientation)
 _quick = jax.jit(orientation)
@@ -153,13 +153,14 @@ def test_the_area_is_twice_that_of_the_triangle():
     assert exact(np.array([[1.0], [1], [4], [1], [0], [-3]], np.float32))[0] == -1
 
 
-def settled(unsure, found, right):
-    @jax.jit
-    def run(unsure, found, right):
-        flat = right.reshape(-1)
-        return settle(unsure, (found, -found), lambda chosen: (flat[chosen], -flat[chosen]))
+@jax.jit
+def _settle(unsure, found, right):
+    flat = right.reshape(-1)
+    return settle(unsure, (found, -found), lambda chosen: (flat[chosen], -flat[chosen]))
 
-    return tuple(np.asarray(v) for v in run(unsure, found, right))
+
+def settled(unsure, found, right):
+    return tuple(np.asarray(v) for v in _settle(unsure, found, right))
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 128, 300, 600])
