@@ -1,5 +1,11 @@
-"""Point-in-polygon lookups against shapely on the same numbers: awkward polygons, and points that go wrong first."""
+"""Point-in-polygon lookups against shapely on the same numbers: awkward polygons, and points that go wrong first.
 
+GEOS decides on which side of an edge a point lies in double-double arithmetic behind a filter, and is wrong for a few
+points within a digit of an edge. Where it disagrees with the index, rational arithmetic has the last word.
+"""
+
+import itertools
+from fractions import Fraction
 from types import SimpleNamespace
 
 import jax
@@ -53,9 +59,33 @@ def shapely_polygons(scene):
 
 def expected_classes(scene, points):
     """Of every point: lanes that hold it, whether a drivable polygon, a lane on the route, an intersection does."""
+    points = points.astype(np.float64)
     holds = np.zeros((len(scene.polygon_layers), len(points)), bool)
     for i, polygon in enumerate(shapely_polygons(scene)):
-        holds[i] = shapely.contains_xy(polygon, points.astype(np.float64))
+        holds[i] = shapely.contains_xy(polygon, points)
+    return classes(scene, holds)
+
+
+def exact_classes(scene, point):
+    """The same of one point in rational arithmetic: even-odd along a ray to the right, borders outside."""
+    px, py = (Fraction(float(v)) for v in point)
+
+    def holds(polygon):
+        inside = False
+        for ring in (polygon.exterior, *polygon.interiors):
+            corners = [(Fraction(x), Fraction(y)) for x, y in ring.coords]
+            for (ax, ay), (bx, by) in itertools.pairwise(corners):
+                side = (bx - ax) * (py - ay) - (px - ax) * (by - ay)
+                if side == 0 and min(ax, bx) <= px <= max(ax, bx) and min(ay, by) <= py <= max(ay, by):
+                    return False
+                inside ^= (ay <= py) != (by <= py) and (side > 0) == (by > ay)
+        return inside
+
+    return classes(scene, np.array([[holds(polygon)] for polygon in shapely_polygons(scene)]))[:, 0]
+
+
+def classes(scene, holds):
+    """Sums up which polygons (P, K) hold points."""
     lane = np.isin(scene.polygon_layers, LANE_LAYERS)
     return np.stack(
         [
@@ -195,9 +225,13 @@ def check(scene, points, cell_m=None):
     dtype = scene.vertices.dtype
     with jax.enable_x64(dtype == np.float64):
         found = [np.asarray(values) for values in _find(map_arrays(scene, dtype, cell_m), points)]
-    for name, got, expected in zip(CLASSES, found, expected_classes(scene, points), strict=True):
-        wrong = np.flatnonzero(got != expected)
-        assert not len(wrong), f"{name} at {points[wrong[0]].tolist()}: {got[wrong[0]]}, not {expected[wrong[0]]}"
+    found, expected = np.stack(found), expected_classes(scene, points)
+    doubtful = np.flatnonzero((found != expected).any(axis=0))
+    # Many doubtful points would be ours, not GEOS's.
+    assert len(doubtful) <= NUM_POINTS // 8
+    for i in doubtful:
+        exact = exact_classes(scene, points[i])
+        assert found[:, i].tolist() == exact.tolist(), f"{CLASSES} at {points[i].tolist()}"
 
 
 def padded(points, dtype=np.float64):
