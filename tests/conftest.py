@@ -4,7 +4,13 @@ import os
 from pathlib import Path
 
 import gin
+import hypothesis
 import pytest
+
+# Property tests look for new examples on every run, but not where a failure should mean that the change is wrong.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI") == "true":
+    hypothesis.settings.load_profile("ci")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
