@@ -288,7 +288,7 @@ class PdmScorer:
         At least two scenes: for a single one the compiler arranges sums differently, in their last digits.
         """
         self._rows = max(self._rows, 2, 1 << (scenes - 1).bit_length())
-        self._columns = max(self._columns, (1 << group.bit_length()) - 1)  # With the normaliser a power of two.
+        self._columns = max(self._columns, group + -(group + 1) % 4)  # With the normaliser a multiple of four.
         return np.minimum(np.arange(self._rows), scenes - 1), np.minimum(np.arange(self._columns), group - 1)
 
     def _precision(self) -> jax.enable_x64:
