@@ -1,12 +1,15 @@
 """Scenes of different sizes in one batch: what padding looks like, and which sizes are refused."""
 
 import dataclasses
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
 from recogdrive.data.types import AgentClass
 from recogdrive.pdm.batch import ABSENT_M, Sizes, pad_scenes
+from recogdrive.pdm.cache import PdmCache, PdmCacheWriter, pdm_stream
 from recogdrive.pdm.map_index import build_map_index
 
 
@@ -156,3 +159,15 @@ def test_a_batch_knows_its_scenes_and_its_memory(road_scene, empty_scene, sizes_
     assert batch.num_scenes == 2
     assert batch.num_bytes > 2 * 51 * 2 * 4 * 4 + batch.maps.whole.nbytes
     assert pad_scenes([road_scene], sizes=sizes_of(road_scene)).num_bytes < 2 * batch.num_bytes
+
+
+def test_a_container_is_read_as_padded_batches(tmp_path, road_scene, empty_scene, sizes_of):
+    scenes = [dataclasses.replace(s, token=f"scene{i}") for i, s in enumerate([road_scene, empty_scene] * 2)]
+    with PdmCacheWriter(tmp_path, origin={"source": "test"}) as writer:
+        assert all(writer.add(scene) for scene in scenes)
+    collate = partial(pad_scenes, sizes=sizes_of(*scenes, agents=7))
+    batches = list(pdm_stream(PdmCache(tmp_path), 2, collate=collate, seed=None, num_epochs=1))
+    assert len(batches) == 2
+    for batch, expected in zip(batches, (collate(scenes[:2]), collate(scenes[2:])), strict=True):
+        assert batch.agents.stopped.shape == (2, 7)
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)

@@ -282,13 +282,26 @@ def inside_another_program(scorers):
 
     scenes = scorers["float32"].prepare(SCENES)
     scores, above = advantages(scenes, jnp.asarray(trajectories(), jnp.float32))
-    return SimpleNamespace(scenes=scenes, scores=PdmScores(*map(np.asarray, scores)), above=above, weights=weights)
+    nobody = jnp.full_like(scenes.normaliser_progress_m, jnp.nan)
+    unscored = scenes._replace(normaliser_progress_m=nobody, normaliser_factor=nobody)
+    without, _ = advantages(unscored, jnp.asarray(trajectories(), jnp.float32))
+    return SimpleNamespace(
+        scenes=scenes, scores=PdmScores(*map(np.asarray, scores)), above=above, weights=weights, without=without
+    )
 
 
 def test_prepared_scenes_know_their_normalisers(inside_another_program, scorers):
     expected = scorers["float32"].score(SCENES, trajectories())
     np.testing.assert_array_equal(inside_another_program.scenes.normaliser_progress_m, expected.normaliser_progress_m)
     np.testing.assert_array_equal(inside_another_program.scenes.normaliser_factor, expected.normaliser_factor)
+
+
+def test_without_a_scored_normaliser_progress_and_score_are_nan_and_nothing_else_is(inside_another_program):
+    found, expected = inside_another_program.without, inside_another_program.scores
+    assert np.isnan(found.ego_progress).all()
+    assert np.isnan(found.score).all()
+    for name in ("no_at_fault_collisions", "time_to_collision_within_bound", "comfort", "progress_m"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
 
 def test_the_score_can_be_part_of_a_jitted_program(inside_another_program, scorers):
