@@ -1,7 +1,8 @@
 """Open-loop metrics: how far a planned trajectory is from the driven one, scene by scene and on average."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import numpy as np
 from absl import logging
@@ -27,6 +28,16 @@ MEAN_METRICS = {
 BOOTSTRAP_METRICS = ("ade", "fde")
 BOOTSTRAP_RESAMPLES = 1000
 BOOTSTRAP_SEED = 0
+
+
+class _SceneRow(Protocol):
+    """A result of one agent on one scene of a split."""
+
+    split: str
+    agent: str
+
+
+SceneRow = TypeVar("SceneRow", bound=_SceneRow)
 
 
 @dataclass(frozen=True)
@@ -183,7 +194,20 @@ def summarise(rows: Iterable[OpenLoopRow]) -> dict[str, dict[str, float]]:
 
     The intervals resample scenes as if independent; scenes of one log are not, so they are rather too narrow.
     """
-    groups: dict[tuple[str, str], list[OpenLoopRow]] = {}
+    return named_by_split(rows, _means)
+
+
+def named_by_split(
+    rows: Iterable[SceneRow], values_of: Callable[[Sequence[SceneRow]], Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Agent -> metric -> value: `values_of` each agent's rows on each split, named `<split>/<metric>`.
+
+    Metrics of the first split (the headline) appear under the plain names as well, before the others.
+
+    Raises:
+      ValueError: There are no rows.
+    """
+    groups: dict[tuple[str, str], list[SceneRow]] = {}
     for row in rows:
         groups.setdefault((row.split, row.agent), []).append(row)
     if not groups:
@@ -191,7 +215,7 @@ def summarise(rows: Iterable[OpenLoopRow]) -> dict[str, dict[str, float]]:
     headline = next(iter(groups))[0]
     summary: dict[str, dict[str, float]] = {agent: {} for _, agent in groups}
     for (split, agent), group in groups.items():
-        values = _means(group)
+        values = values_of(group)
         if split == headline:
             summary[agent] = {**values, **summary[agent]}
         summary[agent].update({f"{split}/{metric}": value for metric, value in values.items()})

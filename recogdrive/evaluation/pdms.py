@@ -10,7 +10,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from recogdrive.data.types import AgentClass, Scene
-from recogdrive.evaluation.open_loop import EvaluatedSplit, OpenLoopEvaluation, bootstrap_interval
+from recogdrive.evaluation.open_loop import EvaluatedSplit, OpenLoopEvaluation, bootstrap_interval, named_by_split
 from recogdrive.evaluation.reasons import failed_signals, losses_of, sentence
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.footprint import CORNER_NAMES
@@ -208,24 +208,17 @@ def summarise_pdms(rows: Iterable[PdmsRow]) -> dict[str, dict[str, float]]:
     names, `pdms_scenes` (all), `pdms_failed` and `pdms_partial` (1 where the means leave out failed scenes, else 0).
     Means without a valid scene are NaN.
     """
-    groups: dict[tuple[str, str], list[PdmsRow]] = {}
-    for row in rows:
-        groups.setdefault((row.split, row.agent), []).append(row)
-    if not groups:
-        raise ValueError("There are no rows to summarise.")
-    headline = next(iter(groups))[0]
-    summary: dict[str, dict[str, float]] = {agent: {} for _, agent in groups}
-    for (split, agent), group in groups.items():
-        valid = [row for row in group if row.valid]
-        interval = bootstrap_interval(np.array([row.score for row in valid], dtype=np.float64))
-        values = {"pdms": _mean(valid, "score"), "pdms_ci95_low": interval[0], "pdms_ci95_high": interval[1]}
-        values |= {name: _mean(valid, name) for name in SUB_SCORES}
-        failed = len(group) - len(valid)
-        values |= {"pdms_scenes": len(group), "pdms_failed": failed, "pdms_partial": int(failed > 0)}
-        if split == headline:
-            summary[agent] = {**values, **summary[agent]}
-        summary[agent].update({f"{split}/{metric}": value for metric, value in values.items()})
-    return summary
+    return named_by_split(rows, _means)
+
+
+def _means(rows: Sequence[PdmsRow]) -> dict[str, float]:
+    """Summary values of one agent on one split."""
+    valid = [row for row in rows if row.valid]
+    low, high = bootstrap_interval(np.array([row.score for row in valid], dtype=np.float64))
+    values = {"pdms": _mean(valid, "score"), "pdms_ci95_low": low, "pdms_ci95_high": high}
+    values |= {name: _mean(valid, name) for name in SUB_SCORES}
+    failed = len(rows) - len(valid)
+    return values | {"pdms_scenes": len(rows), "pdms_failed": failed, "pdms_partial": int(failed > 0)}
 
 
 def partial_label(scenes: int, failed: int) -> str:
