@@ -77,7 +77,8 @@ def reference_scene(path: str | Path, *, log_name: str = "", map_name: str = "")
     """Reads the inputs of one reference file.
 
     Geometry keeps the float32 of the file, `ego_state` and `origin` its float64; speeds are formed in float64 from the
-    stored velocities. The driven future is not in these files, so `human_poses` are NaN.
+    stored velocities. Tracks that are absent at every step are left out. The driven future is not in these files, so
+    `human_poses` are NaN.
 
     Args:
       path: The `.npz` file; its stem is the token.
@@ -90,7 +91,9 @@ def reference_scene(path: str | Path, *, log_name: str = "", map_name: str = "")
     path = Path(path)
     with np.load(path) as arrays:
         try:
-            state, valid = arrays["agent_state"], arrays["agent_valid"]
+            # A track that is never there has neither size nor effect.
+            seen = arrays["agent_valid"].any(axis=0)
+            state, valid = arrays["agent_state"][:, seen], arrays["agent_valid"][:, seen]
             # Sizes are constant over time; where a track is first seen they are not padding.
             first = state[valid.argmax(axis=0), np.arange(state.shape[1])]
             velocity = first[:, [_VELOCITY_X, _VELOCITY_Y]].astype(np.float64)
@@ -106,7 +109,7 @@ def reference_scene(path: str | Path, *, log_name: str = "", map_name: str = "")
                 agent_valid=valid,
                 agent_sizes=np.ascontiguousarray(first[:, [_LENGTH, _WIDTH]]),
                 agent_speeds=np.hypot(velocity[:, 0], velocity[:, 1]),
-                agent_types=arrays["agent_type"],
+                agent_types=arrays["agent_type"][seen],
                 vertices=arrays["poly_vertices"],
                 ring_offsets=arrays["poly_offsets"],
                 polygon_offsets=np.arange(num_polygons + 1, dtype=np.int32),

@@ -61,6 +61,19 @@ def test_speeds_and_sizes_are_those_where_a_track_is_first_seen(tmp_path):
     assert scene.agent_sizes.tolist() == [[4.0, 2.0], [5.0, 2.5]]
 
 
+def test_a_track_that_is_never_there_is_left_out(tmp_path):
+    valid = np.zeros((51, 2), dtype=bool)
+    valid[:, 1] = True
+    state = np.zeros((51, 2, 7), dtype=np.float32)
+    state[:, 1] = [20, 2, 0.1, 5, 2.5, 0, 3]
+    _write(tmp_path, agent_state=state, agent_valid=valid)
+    scene = ReferenceScenes(tmp_path)[0]
+    validate(scene)
+    assert scene.agent_types.tolist() == [6]
+    assert scene.agent_sizes.tolist() == [[5.0, 2.5]]
+    assert scene.agent_valid.shape == (51, 1)
+
+
 def test_every_polygon_is_one_ring(tmp_path):
     _write(tmp_path)
     scene = ReferenceScenes(tmp_path)[0]
