@@ -203,26 +203,31 @@ class PdmScorer:
 
     Args:
       weights: Of the averaged sub-scores; NAVSIM's evaluation unless given.
-      dtype: "float64" as the reference computes, or "float32" for devices without it.
+      dtype: "float64" as the reference computes, or "float32"; by default float64 but on TPUs, which lack it.
       max_scenes: Scenes scored at once; more are scored in turn, which bounds memory.
 
     Raises:
       ValueError: An argument is out of range.
     """
 
-    def __init__(self, weights: ScoreWeights | None = None, *, dtype: str = "float64", max_scenes: int = 64) -> None:
-        if dtype not in DTYPES:
+    def __init__(self, weights: ScoreWeights | None = None, *, dtype: str | None = None, max_scenes: int = 64) -> None:
+        if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
         if max_scenes < 1:
             raise ValueError(f"max_scenes={max_scenes} must be positive.")
         self.weights = EVALUATION_WEIGHTS if weights is None else weights
-        self.dtype = dtype
+        self._dtype = dtype
         self._max_scenes = max_scenes
         self._sizes: Sizes | None = None
         self._rows, self._columns = 0, 0
         self._normalise = jax.jit(with_normaliser)
         self._score = jax.jit(score_trajectories, static_argnames="weights")
         self._score_once = jax.jit(score_once, static_argnames="weights")
+
+    @property
+    def dtype(self) -> str:
+        """What scores are computed in. Asks JAX for its device only when needed, since that starts the device."""
+        return self._dtype or ("float32" if jax.default_backend() == "tpu" else "float64")
 
     def prepare(self, scenes: Sequence[PdmScene]) -> SceneBatch:
         """Scenes on the device with their normalisers scored, to score trajectories in again and again.

@@ -325,6 +325,13 @@ def test_evaluation_weights_are_the_default():
     assert PdmScorer(ScoreWeights(1.0)).weights == ScoreWeights(1.0)
 
 
+@pytest.mark.parametrize(("backend", "dtype"), [("cpu", "float64"), ("gpu", "float64"), ("tpu", "float32")])
+def test_scores_are_computed_in_float64_where_the_device_has_it(monkeypatch, backend, dtype):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert PdmScorer().dtype == dtype
+    assert PdmScorer(dtype="float64").dtype == "float64"
+
+
 def test_another_dtype_is_refused():
     with pytest.raises(ValueError, match=r"dtype='bfloat16' must be one of float32, float64"):
         PdmScorer(dtype="bfloat16")
