@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -48,8 +49,7 @@ class SceneBatch(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Memory of all arrays."""
-        arrays = (*self.agents.boxes, *self.agents[1:], *self.maps, self.ego_state, self.centerline)
-        return sum(a.size * a.dtype.itemsize for a in (*arrays, self.normaliser_poses))
+        return sum(array.nbytes for array in jax.tree.leaves(self))
 
 
 class Sizes(NamedTuple):

@@ -145,11 +145,9 @@ def test_discrete_sub_scores(golden, dtype, name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_fragile_trajectories_are_scored_one_way_or_the_other(golden, dtype):
+def test_fragile_trajectories_make_the_same_progress(golden, dtype):
+    # Their discrete scores may fall either way; what is continuous may not.
     found = of_rows(golden, scored(golden, dtype))
-    for name in DISCRETE:
-        allowed = (0, 0.5, 1) if name in ("no_at_fault_collisions", "driving_direction_compliance") else (0, 1)
-        assert np.isin(getattr(found, name)[golden.out_fragile], allowed).all(), name
     golden.check("progress of fragile rows", found.progress_m, golden.out_progress_raw_m, STATES, golden.out_fragile)
 
 

@@ -158,6 +158,8 @@ def test_a_batch_knows_its_scenes_and_its_memory(road_scene, empty_scene, sizes_
     batch = pad_scenes([road_scene, empty_scene], dtype=np.float32, sizes=sizes_of(road_scene))
     assert batch.num_scenes == 2
     assert batch.num_bytes > 2 * 51 * 2 * 4 * 4 + batch.maps.whole.nbytes
+    more = batch._replace(centerline_points=np.zeros(1000, np.int32))
+    assert more.num_bytes == batch.num_bytes + 998 * 4  # Every array counts.
     assert pad_scenes([road_scene], sizes=sizes_of(road_scene)).num_bytes < 2 * batch.num_bytes
 
 
