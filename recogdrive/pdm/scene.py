@@ -28,6 +28,33 @@ DRIVABLE_LAYERS = (
 
 
 @dataclass(frozen=True)
+class ExtendedFacts:
+    """What the extended score (EPDMS) needs of a scene beyond what the PDM score does.
+
+    A tracks as in `PdmScene`, L red lights with V vertices; frames k = 0 ... 8 are the 2 Hz frames from now to 4.0 s.
+
+    Attributes:
+      agent_sightings: (A, 2) int8 first and last of the frames 0 ... 8 that show each track, (-1, -1) where none does.
+        NAVSIM v2 observes 4 s instead of 5: a track seen in one of these frames alone stands there at all steps.
+      history_states: (4, 11) float64 ego states at -1.5, -1.0, -0.5 and 0 s in the local frame, see `EgoState`.
+      history_times_us: (4,) int64 their clocks.
+      light_vertices: (V, 2) outlines of the lane connectors of the uncorrected route that are red in some frame, in the
+        dtype of the scene's geometry, local frame, without repeated closing points.
+      light_offsets: (L + 1,) int32; light l has vertices `light_offsets[l]:light_offsets[l + 1]`.
+      light_frames: (L,) int16; bit k is set where light l is red in frame k, which counts for steps 5 k ... 5 k + 4.
+
+    Source: NAVSIM v2.2 `MetricCache`.
+    """
+
+    agent_sightings: Int[np.ndarray, "A 2"]
+    history_states: Float[np.ndarray, "4 11"]
+    history_times_us: Int[np.ndarray, "4"]
+    light_vertices: Float[np.ndarray, "V 2"]
+    light_offsets: Int[np.ndarray, "L1"]
+    light_frames: Int[np.ndarray, "L"]
+
+
+@dataclass(frozen=True)
 class PdmScene:
     """One scene to score trajectories in.
 
@@ -59,6 +86,7 @@ class PdmScene:
       normaliser_poses: (T, 3) rear-axle poses of the trajectory whose progress counts as full, every 0.1 s from now on.
       normaliser_name: What drove it ("pdm_closed", or "expert" in the synthetic town).
       human_poses: (8, 3) driven rear-axle poses at 0.5 ... 4 s in the *initial rear-axle frame*; NaN where unknown.
+      extended: For the extended score; None where unknown, as in official caches of NAVSIM v1 and in the town.
     """
 
     token: str
@@ -81,3 +109,4 @@ class PdmScene:
     normaliser_poses: Float[np.ndarray, "T 3"]
     normaliser_name: str
     human_poses: Float[np.ndarray, "8 3"]
+    extended: ExtendedFacts | None = None

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recogdrive.data.types import AgentClass
+from recogdrive.data.types import HISTORY_FRAMES, AgentClass
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.scene import DRIVABLE_LAYERS, LANE_LAYERS, PdmScene, PolygonLayer
 from recogdrive.pdm.state import CANDIDATE_POSES, NUM_OBSERVED, STATE_SIZE
@@ -29,7 +29,21 @@ SHAPES: dict[str, tuple[int | str, ...]] = {
 GEOMETRY = ("agent_poses", "agent_sizes", "vertices", "centerline", "normaliser_poses", "human_poses")
 """Arrays that share one floating dtype."""
 
+EXTENDED_SHAPES: dict[str, tuple[int | str, ...]] = {
+    "agent_sightings": ("A", 2),
+    "history_states": (HISTORY_FRAMES, STATE_SIZE),
+    "history_times_us": (HISTORY_FRAMES,),
+    "light_vertices": ("LV", 2),
+    "light_offsets": ("L1",),
+    "light_frames": ("L",),
+}
+"""Every array of `ExtendedFacts`; A is that of the scene."""
+
 _KINDS = {
+    "agent_sightings": "i",
+    "history_times_us": "i",
+    "light_offsets": "i",
+    "light_frames": "i",
     "agent_valid": "b",
     "polygon_on_route": "b",
     "agent_types": "i",
