@@ -64,6 +64,7 @@ class NavsimScenes:
     Attributes:
       name: As above.
       tokens: Scene tokens, in order.
+      maps_root: Folder with the map index.
       report: Counts of what was found and of what was left out. `missing_camera` and `time_gaps` count scenes.
       missing_images: Images that `require_cameras` asks for and that are missing or empty.
       scene_filter: The filter in use.
@@ -110,7 +111,7 @@ class NavsimScenes:
         root = find_data_root(data_root)
         self._log_dir = find_split(root, split)
         self._sensor_root = Path(sensor_root).expanduser() if sensor_root else root / "sensor_blobs" / split
-        self._maps_root = find_maps_root(maps_root, root)
+        self.maps_root = find_maps_root(maps_root, root)
         self._map_radius_m = float(map_radius_m)
         self._split = split
         self._require_cameras = tuple(require_cameras)
@@ -133,7 +134,7 @@ class NavsimScenes:
         self._log_of = np.array([window.log for window in windows.values()], dtype=np.int32)
         self._start_of = np.array([window.start for window in windows.values()], dtype=np.int32)
         for city in sorted({window.map_name for window in windows.values()}):
-            map_path(self._maps_root, city)
+            map_path(self.maps_root, city)
         # A part of a filter has an expected number of scenes of its own, or none that is known.
         part = f"/{log_split_part}" if log_split else "" if log_names is None else "/log_names"
         self._warn_of_unexpected_count(f"{self.scene_filter.name}{part}", whole=not part)
@@ -143,14 +144,17 @@ class NavsimScenes:
 
     def __getitem__(self, index: int) -> Scene:
         """The scene at a position; reads its log and its city's map if this process does not hold them."""
-        index = range(len(self))[operator.index(index)]
-        log, start = int(self._log_of[index]), int(self._start_of[index])
-        parsed = self._frames_of(log)
-        frames = [parsed[start + offset] for offset in range(self.scene_filter.num_frames)]
+        frames = self.frames(index)
         current = frames[HISTORY_FRAMES - 1]
-        surroundings = open_map(self._maps_root, current.map_name).patch(current.pose, self._map_radius_m)
-        metadata = {"split": self._split, "frame_index": str(start + HISTORY_FRAMES - 1)}
-        return scene_of(frames, self._logs[log], surroundings, self._sensor_root, metadata)
+        surroundings = open_map(self.maps_root, current.map_name).patch(current.pose, self._map_radius_m)
+        metadata = {"split": self._split, "frame_index": str(int(self._start_of[index]) + HISTORY_FRAMES - 1)}
+        return scene_of(frames, self.log_of(index), surroundings, self._sensor_root, metadata)
+
+    def frames(self, index: int) -> tuple[LogFrame, ...]:
+        """Frames of the scene at a position, history first, as the log has them."""
+        index = range(len(self))[operator.index(index)]
+        parsed, start = self._frames_of(int(self._log_of[index])), int(self._start_of[index])
+        return tuple(parsed[start + offset] for offset in range(self.scene_filter.num_frames))
 
     def log_of(self, index: int) -> str:
         """Name of the log that a scene comes from."""

@@ -36,7 +36,7 @@ class LogFrame:
       velocity: (2,) float32 m/s in the frame's own ego axes; None where it was not asked for.
       acceleration: (2,) float32 m/s^2, likewise.
       command: (4,) float32 one-hot, likewise.
-      red_light_connectors: Lane connectors with a red light.
+      red_light_connectors: Lane connectors with a red light, in the log's order.
       detections: Objects in the frame's *own* ego frame; None where the log has no annotations.
       cameras: Camera name -> image path relative to the folder of sensor data.
     """
@@ -49,7 +49,7 @@ class LogFrame:
     velocity: Float[np.ndarray, "2"] | None
     acceleration: Float[np.ndarray, "2"] | None
     command: Float[np.ndarray, "4"] | None
-    red_light_connectors: frozenset[str]
+    red_light_connectors: tuple[str, ...]
     detections: Detections | None
     cameras: Mapping[str, str]
 
@@ -58,7 +58,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """Loads a log pickle as frame dicts in time order.
 
     Raises:
-      LogPickleError: The pickle is damaged or holds more than data.
+      DataPickleError: The pickle is damaged or holds more than data.
       ValueError: It is no list of frames; names the file and what is missing.
     """
     frames = load_log_pickle(path)
@@ -204,7 +204,7 @@ def scene_of(
         detections=tuple(_in_scene(frame.detections, pose) for frame, pose in zip(frames, poses, strict=True)),
         map=surroundings,
         roadblock_ids=current.roadblock_ids,
-        red_light_connectors=current.red_light_connectors,
+        red_light_connectors=frozenset(current.red_light_connectors),
         cameras={name: str(sensor_root / path) for name, path in current.cameras.items()},
         metadata=metadata,
     )
@@ -269,11 +269,10 @@ def _parse_annotations(anns: Any, where: str) -> Detections:
     )
 
 
-def _red_lights(raw: Mapping[str, Any], where: str) -> frozenset[str]:
+def _red_lights(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
     try:
-        return frozenset(
-            str(operator.index(connector)) for connector, is_red in raw.get("traffic_lights") or () if is_red
-        )
+        red = [str(operator.index(connector)) for connector, is_red in raw.get("traffic_lights") or () if is_red]
+        return tuple(dict.fromkeys(red))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: traffic_lights is no list of (connector id, is red): {error}.") from error
 

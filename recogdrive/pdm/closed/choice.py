@@ -1,0 +1,119 @@
+"""Which proposal PDM-Closed drives: all are simulated and scored against its own forecast, many scenes at once.
+
+Source: NAVSIM `AbstractPDMClosedPlanner._get_closed_loop_trajectory`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from recogdrive.geometry import Pose
+from recogdrive.pdm.angles import wrap_half_open
+from recogdrive.pdm.batch import SceneBatch, Sizes, pad_scenes
+from recogdrive.pdm.map_index import MapIndex
+from recogdrive.pdm.metrics.progress import MINIMUM_TOP_M
+from recogdrive.pdm.scene import PdmScene
+from recogdrive.pdm.scorer import drive
+from recogdrive.pdm.scores import EVALUATION_WEIGHTS, ScoreWeights
+
+
+class ProposalScores(NamedTuple):
+    """Scores of G proposals in each of S scenes.
+
+    Attributes:
+      score: (S, G) in [0, 1].
+      winner: (S,) the first of the best.
+      no_at_fault_collisions: (S, G).
+      drivable_area_compliance: (S, G).
+      ego_progress: (S, G) relative to the best proposal.
+      time_to_collision_within_bound: (S, G).
+      comfort: (S, G).
+      driving_direction_compliance: (S, G).
+      states: (S, G, 41, 11) simulated.
+    """
+
+    score: Float[Array, "S G"]
+    winner: Int[Array, "S"]
+    no_at_fault_collisions: Float[Array, "S G"]
+    drivable_area_compliance: Float[Array, "S G"]
+    ego_progress: Float[Array, "S G"]
+    time_to_collision_within_bound: Float[Array, "S G"]
+    comfort: Float[Array, "S G"]
+    driving_direction_compliance: Float[Array, "S G"]
+    states: Float[Array, "S G 41 11"]
+
+
+def score_proposals(
+    scenes: SceneBatch, poses: Float[Array, "S G 41 3"], weights: ScoreWeights = EVALUATION_WEIGHTS
+) -> ProposalScores:
+    """Simulates and scores proposals; progress counts relative to the best of the *group*, unlike in evaluation.
+
+    Args:
+      scenes: With the forecast as agents.
+      poses: Rear-axle poses at 0 ... 4 s, local frame.
+      weights: Of the averaged sub-scores.
+    """
+    headings = wrap_half_open(poses[..., Pose.HEADING])
+    driven = drive(scenes, jnp.concatenate([poses[..., : Pose.HEADING], headings[..., None]], axis=-1))
+    factor = driven.no_at_fault_collisions * driven.drivable_area_compliance
+    achieved = driven.progress_m * factor
+    top = jnp.max(achieved, axis=-1, keepdims=True)
+    enough = top > MINIMUM_TOP_M
+    alone = jnp.where(factor == 0, 0.0, 1.0).astype(achieved.dtype)
+    progress = jnp.where(enough, achieved / jnp.where(enough, top, 1.0), alone)
+    weighted = (
+        weights.progress * progress
+        + weights.time_to_collision * driven.time_to_collision_within_bound
+        + weights.comfort * driven.comfort
+        + weights.driving_direction * driven.driving_direction_compliance
+    )
+    total = weights.progress + weights.time_to_collision + weights.comfort + weights.driving_direction
+    score = factor * (weighted / total)
+    return ProposalScores(
+        score=score,
+        winner=jnp.argmax(score, axis=-1),
+        no_at_fault_collisions=driven.no_at_fault_collisions,
+        drivable_area_compliance=driven.drivable_area_compliance,
+        ego_progress=progress,
+        time_to_collision_within_bound=driven.time_to_collision_within_bound,
+        comfort=driven.comfort,
+        driving_direction_compliance=driven.driving_direction_compliance,
+        states=driven.states,
+    )
+
+
+class ProposalScorer:
+    """`score_proposals` from NumPy to NumPy in float64, compiled once for each size of batch, sizes only growing.
+
+    Args:
+      scenes_at_once: Scenes of a batch; fewer are filled up with copies.
+    """
+
+    def __init__(self, scenes_at_once: int = 16) -> None:
+        self.scenes_at_once = scenes_at_once
+        self._sizes: Sizes | None = None
+        self._score = jax.jit(score_proposals)
+
+    def score(
+        self, scenes: Sequence[PdmScene], indices: Sequence[MapIndex], poses: Float[np.ndarray, "S G 41 3"]
+    ) -> ProposalScores:
+        """Scores of at most `scenes_at_once` scenes.
+
+        Args:
+          scenes: With the forecast as agents, valid.
+          indices: Their map indices.
+          poses: Proposals.
+        """
+        rows = np.minimum(np.arange(self.scenes_at_once), len(scenes) - 1)
+        fitting = Sizes.fitting(scenes, indices)
+        self._sizes = fitting if self._sizes is None else self._sizes.union(fitting)
+        batch = pad_scenes(
+            [scenes[i] for i in rows], dtype=np.float64, indices=[indices[i] for i in rows], sizes=self._sizes
+        )
+        with jax.enable_x64(True):
+            scores = self._score(batch, jnp.asarray(poses[rows]))
+        return ProposalScores(*(np.asarray(values)[: len(scenes)] for values in scores))
