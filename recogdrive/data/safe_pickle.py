@@ -1,238 +1,102 @@
-"""Reads log pickles without running anything they contain.
+"""Reads pickles as data, without running anything they contain.
 
-Only the names of `_ALLOWED` resolve, and none of them to the real thing: each is a wrapper of this file that checks
-its arguments, so a hostile pickle can neither call foreign code nor reach NumPy's own `__setstate__`, which trusts
-sizes and flags. What comes out are builtin containers, scalars and plain arrays. Source: specification of the log
-format, section 6.1.
+Numbers, strings, containers and arrays come out as what they are. An object of a class that the caller lists comes out
+as a `Record` of what its pickle says; no such class is imported or needed. Anything else is refused, and named with
+its file. Source: specification of the log format, section 6.
 """
 
-import io
-import math
-import pickle
-from collections.abc import Callable
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
+from recogdrive.data.pickle_machine import execute
+from recogdrive.data.pickle_names import PLAIN_NAMES, Name, RefusedError, Unfinished
+
 MAX_LOG_BYTES = 2**30
 """Published logs have some megabytes; a file beyond this is not one."""
+_MAX_LOG_INSTRUCTIONS = 2**25
+MAX_RECORD_INSTRUCTIONS = 2**24
+
 _MAX_DEPTH = 64
+_MAX_REPEATS = 8
+_FREE_REPEATS = 2**16
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
-_ARRAY_KINDS = "biufcSU"
-"""Booleans, numbers and fixed-width strings: no objects, records or dates."""
 
 
-class LogPickleError(ValueError):
-    """A log pickle that cannot be used; the message names the file."""
+class DataPickleError(ValueError):
+    """A pickle that cannot be used; the message names the file."""
 
 
-class ForbiddenPickleError(LogPickleError):
+class ForbiddenPickleError(DataPickleError):
     """A pickle that asks for something beyond plain data."""
 
 
-class CorruptPickleError(LogPickleError):
-    """A pickle that ends early or does not parse."""
+class CorruptPickleError(DataPickleError):
+    """A pickle that ends early, does not parse or is too large."""
 
 
-class _RefusedError(Exception):
-    """What was refused, raised inside the unpickler and completed with the file's name outside."""
+class RecordForm(StrEnum):
+    """How the objects of a class are written."""
+
+    CALL = "called with positional arguments"
+    STATE = "given a dict of attributes"
+    SLOTS = "given the values of its slots"
 
 
-class _Constructor:
-    """A callable with nothing on it that a BUILD instruction could change."""
+class Record(Unfinished):
+    """An object of a class that is not here: what its pickle says of it.
 
-    __slots__ = ("_make", "_name")
+    Attributes:
+      class_name: Module and name of its class, or of the function that makes it.
+      args: Arguments, of form `CALL`; else empty.
+      fields: Attributes by name, of the other forms; else empty.
+    """
 
-    def __init__(self, name: str, make: Callable[..., Any]):
-        object.__setattr__(self, "_name", name)
-        object.__setattr__(self, "_make", make)
+    __slots__ = ("_form", "args", "class_name", "fields")
 
-    def __call__(self, *args: Any) -> Any:
-        return self._make(*args)
+    def __init__(self, class_name: str, form: RecordForm, args: tuple[Any, ...] = ()) -> None:
+        super().__init__()
+        self.class_name = class_name
+        self._form = form
+        self.args = args
+        self.fields: dict[str, Any] | None = {} if form is RecordForm.CALL else None
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise _RefusedError(f"an assignment to {self._name}.{name}")
+    def __repr__(self) -> str:
+        return f"Record({self.class_name})"
 
-    def __setstate__(self, state: Any) -> NoReturn:
-        raise _RefusedError(f"a change of {self._name}")
-
-
-class _Dtype:
-    """Stands for a `numpy.dtype` while unpickling; takes its state without NumPy's `__setstate__`."""
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, spec: str):
-        if not isinstance(spec, str):
-            raise _RefusedError(f"an array type described by {type(spec).__name__}")
-        try:
-            dtype = np.dtype(spec)
-        except TypeError as error:
-            raise _RefusedError(f"the array type {spec!r}") from error
-        if dtype.kind not in _ARRAY_KINDS or dtype.names is not None or dtype.subdtype is not None:
-            raise _RefusedError(f"an array of type {spec!r} (only numbers, booleans and strings are allowed)")
-        self.dtype = dtype
-
-    def __setstate__(self, state: Any) -> None:
-        if not (isinstance(state, tuple) and len(state) >= 5 and state[1] in ("<", ">", "|", "=")):
-            raise _RefusedError("an array type in an unknown form")
-        if any(part is not None for part in state[2:5]):
-            raise _RefusedError("an array type with fields")
-        # Item size, alignment and flags of the state are what the type's name already says; they are not believed.
-        if state[1] in "<>":
-            self.dtype = self.dtype.newbyteorder(state[1])
+    def build(self, state: Any) -> Any:
+        """Takes the attributes; only once, and only in the form of its class."""
+        if self._form is RecordForm.SLOTS:
+            if type(state) is not tuple or len(state) != 2 or state[0] is not None:
+                raise RefusedError(f"a {self.class_name} without the values of its slots")
+            state = state[1]
+        if self.fields is not None or type(state) is not dict or not all(type(key) is str for key in state):
+            raise RefusedError(f"a {self.class_name} that is not just {self._form}")
+        self.fields = state
+        return self
 
 
-class _Array(np.ndarray):
-    """An array in the making, between `_reconstruct` and its state; `_plain` turns it into a plain one."""
+class _RecordName(Name):
+    """Stands for a class of the caller's list."""
 
-    __slots__ = ()
+    __slots__ = ("_form",)
 
-    def __setstate__(self, state: Any) -> None:
-        if not (isinstance(state, tuple) and len(state) == 5):
-            raise _RefusedError("an array state in an unknown form")
-        _, shape, dtype, fortran, data = state
-        _check_content(data, dtype, shape)
-        super().__setstate__((1, shape, dtype.dtype, bool(fortran), bytes(data)))
+    def __init__(self, title: str, form: RecordForm) -> None:
+        super().__init__(title)
+        self._form = form
 
+    def call(self, args: tuple[Any, ...]) -> Any:
+        if self._form is not RecordForm.CALL:
+            return super().call(args)
+        return Record(self.title, self._form, args)
 
-def _check_content(data: Any, dtype: Any, shape: Any) -> None:
-    """Refuses bytes, type and shape that do not agree with each other."""
-    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray):
-        raise _RefusedError("an array whose content is not bytes of a simple type")
-    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise _RefusedError(f"an array of shape {shape!r}")
-    size = math.prod(shape) * dtype.dtype.itemsize
-    if size != len(data):
-        raise _RefusedError(
-            f"an array of shape {shape} and type {dtype.dtype} with {len(data)} bytes instead of {size}"
-        )
-
-
-def _filled(data: Any, dtype: Any, shape: Any) -> np.ndarray:
-    """The bytes as a read-only array in C order."""
-    _check_content(data, dtype, shape)
-    if dtype.dtype.itemsize == 0:
-        return np.zeros(shape, dtype.dtype)
-    return np.frombuffer(bytes(data), dtype=dtype.dtype).reshape(shape)
-
-
-def _make_dtype(spec: Any = None, align: Any = False, copy: Any = False) -> _Dtype:
-    return _Dtype(spec)
-
-
-def _make_array(subtype: Any, shape: Any, kind: Any) -> _Array:
-    if subtype is not _NDARRAY or shape != (0,) or kind not in (b"b", "b"):
-        raise _RefusedError("an array built in an unknown way")
-    return np.ndarray.__new__(_Array, (0,), np.int8)
-
-
-def _make_scalar(dtype: Any, data: Any = b"") -> np.generic:
-    return _filled(data, dtype, ())[()]
-
-
-def _make_from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    if order not in ("C", "F"):
-        raise _RefusedError(f"an array in order {order!r}")
-    # Fortran bytes are those of the transposed array in C order.
-    array = _filled(buffer, dtype, tuple(reversed(shape)) if order == "F" and isinstance(shape, tuple) else shape)
-    return (array.T if order == "F" else array).copy(order=order)
-
-
-def _make_encoded(text: Any, encoding: Any = None) -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise _RefusedError(f"_codecs.encode with encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def _make_bytes(kind: type) -> Callable[..., Any]:
-    def make(*args: Any) -> Any:
-        # A number here would reserve that much memory.
-        if args and isinstance(args[0], str):
-            return kind(_make_encoded(*args))
-        if len(args) > 1 or (args and not isinstance(args[0], bytes | bytearray)):
-            raise _RefusedError(f"{kind.__name__} of something other than bytes")
-        return kind(*args)
-
-    return make
-
-
-def _make_from(kind: type, *argument_types: type) -> Callable[..., Any]:
-    def make(*args: Any) -> Any:
-        if not all(isinstance(argument, argument_types) for argument in args):
-            raise _RefusedError(f"{kind.__name__} of {', '.join(type(a).__name__ for a in args)}")
-        return kind(*args)
-
-    return make
-
-
-_NDARRAY = object()
-"""Stands for the class `numpy.ndarray`, which pickles only name and never call."""
-
-
-def _allowed() -> dict[tuple[str, str], Any]:
-    containers = (list, tuple, set, frozenset, dict)
-    makers = {kind.__name__: _make_from(kind, *containers) for kind in containers}
-    makers |= {kind.__name__: _make_from(kind, bool, int, float) for kind in (bool, int, float, complex)}
-    makers |= {"str": _make_from(str, str), "bytes": _make_bytes(bytes), "bytearray": _make_bytes(bytearray)}
-    table: dict[tuple[str, str], Any] = {
-        (module, name): make for module in ("builtins", "__builtin__") for name, make in makers.items()
-    }
-    table["numpy", "dtype"] = _make_dtype
-    table["_codecs", "encode"] = _make_encoded
-    for core in ("numpy.core", "numpy._core"):
-        table[f"{core}.multiarray", "_reconstruct"] = _make_array
-        table[f"{core}.multiarray", "scalar"] = _make_scalar
-        table[f"{core}.numeric", "_frombuffer"] = _make_from_buffer
-    allowed = {key: _Constructor(".".join(key), make) for key, make in table.items()}
-    return {**allowed, ("numpy", "ndarray"): _NDARRAY}
-
-
-_ALLOWED = MappingProxyType(_allowed())
-
-
-class _LogUnpickler(pickle.Unpickler):
-    """Resolves the names of `_ALLOWED` and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _RefusedError(f"{module}.{name}") from None
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise _RefusedError("a persistent id")
-
-
-def _plain(value: Any, done: dict[int, Any], depth: int = 0) -> Any:
-    """Replaces arrays in the making by plain ones, in place; refuses whatever is not plain data."""
-    if type(value) in _SCALARS or isinstance(value, np.generic):
-        return value
-    if depth > _MAX_DEPTH:
-        raise _RefusedError(f"containers nested deeper than {_MAX_DEPTH}")
-    if id(value) in done:
-        return done[id(value)]
-    if isinstance(value, np.ndarray):
-        done[id(value)] = value.view(np.ndarray)
-    elif isinstance(value, list):
-        done[id(value)] = value
-        value[:] = [item if type(item) in _SCALARS else _plain(item, done, depth + 1) for item in value]
-    elif isinstance(value, dict):
-        done[id(value)] = value
-        for key, item in value.items():
-            if type(item) not in _SCALARS:
-                value[key] = _plain(item, done, depth + 1)
-    elif isinstance(value, tuple):
-        done[id(value)] = tuple([_plain(item, done, depth + 1) for item in value])
-    elif isinstance(value, set | frozenset):
-        done[id(value)] = value
-        if not all(isinstance(item, bool | int | float | str | bytes) for item in value):
-            raise _RefusedError("a set of something other than scalars")
-    else:
-        raise _RefusedError(f"a value of type {type(value).__name__}")
-    return done[id(value)]
+    def new(self, args: tuple[Any, ...]) -> Any:
+        if self._form is RecordForm.CALL or args:
+            return super().new(args)
+        return Record(self.title, self._form)
 
 
 def load_log_pickle(path: str | Path, max_bytes: int = MAX_LOG_BYTES) -> Any:
@@ -243,27 +107,116 @@ def load_log_pickle(path: str | Path, max_bytes: int = MAX_LOG_BYTES) -> Any:
       max_bytes: Largest file that is read.
 
     Raises:
-      ForbiddenPickleError: It names a class, function or array type beyond those; nothing of it has run.
+      ForbiddenPickleError: It names a class, function or array type beyond those, or holds containers that contain
+        themselves, are nested too deeply or repeat each other too often; nothing of it has run.
       CorruptPickleError: It ends early, does not parse, or is larger than `max_bytes`.
       OSError: It cannot be read.
     """
     path = Path(path)
     with path.open("rb") as file:
         data = file.read(max_bytes + 1)
+    return _load(data, str(path), PLAIN_NAMES, "a driving log", max_bytes, _MAX_LOG_INSTRUCTIONS)
+
+
+def load_record_pickle(
+    source: str | Path | bytes,
+    records: Mapping[tuple[str, str], RecordForm],
+    *,
+    what: str,
+    max_bytes: int,
+    name: str = "",
+    max_instructions: int = MAX_RECORD_INSTRUCTIONS,
+) -> Any:
+    """Loads what `load_log_pickle` loads, and objects of listed classes as `Record`.
+
+    Args:
+      source: File to read, or its content.
+      records: (module, class or function) -> how its objects are written. What is not listed is refused.
+      what: What the file should be, for messages ("a metric cache").
+      max_bytes: Largest content that is read.
+      name: The file's name for messages, where `source` is its content.
+      max_instructions: Longest pickle; writers need about one instruction for 5 bytes.
+
+    Raises:
+      ForbiddenPickleError: See `load_log_pickle`; or an object of a listed class is written in another form.
+      CorruptPickleError: It ends early, does not parse, or is larger than `max_bytes`.
+      OSError: It cannot be read.
+    """
+    if isinstance(source, bytes):
+        data = source
+    else:
+        name = name or str(source)
+        with Path(source).open("rb") as file:
+            data = file.read(max_bytes + 1)
+    names: dict[tuple[str, str], Name] = {key: _RecordName(".".join(key), form) for key, form in records.items()}
+    return _load(data, name, {**names, **PLAIN_NAMES}, what, max_bytes, max_instructions)
+
+
+def _load(
+    data: bytes, name: str, names: Mapping[tuple[str, str], Name], what: str, max_bytes: int, max_instructions: int
+) -> Any:
     if len(data) > max_bytes:
-        raise CorruptPickleError(f"{path} is larger than {max_bytes} bytes; it cannot be a log. Check the download.")
-    unpickler = _LogUnpickler(io.BytesIO(data))
+        raise CorruptPickleError(f"{name} is larger than {max_bytes} bytes; it cannot be {what}. Check the download.")
     try:
-        # The originals must stay alive while `_plain` tells them apart by id.
-        loaded = unpickler.load()
-        return _plain(loaded, {})
-    except _RefusedError as refusal:
+        loaded = execute(data, names, max_instructions)
+        items = _check(loaded, {}, 0)
+        if items > _MAX_REPEATS * len(data) + _FREE_REPEATS:
+            raise RefusedError(f"containers that repeat each other to {items} items")
+    except RefusedError as refusal:
         raise ForbiddenPickleError(
-            f"{path} contains {refusal}, which a driving log has no use for; it was refused and nothing was run. "
+            f"{name} contains {refusal}, which {what} has no use for; it was refused and nothing was run. "
             "If the file comes from a source you trust, convert it to plain lists, dicts and arrays first."
         ) from None
-    except Exception as error:  # a broken stream can fail in any way: EOFError, KeyError, MemoryError ...
+    except Exception as error:  # a broken stream can fail in any way: IndexError, KeyError, MemoryError ...
         raise CorruptPickleError(
-            f"{path} ({len(data)} bytes) is not a readable pickle: {type(error).__name__}: {error}. "
+            f"{name} ({len(data)} bytes) is not a readable pickle: {type(error).__name__}: {error}. "
             "It may be truncated; download it again."
         ) from error
+    return loaded
+
+
+def _check(value: Any, done: dict[int, int], depth: int) -> int:
+    """Refuses whatever is not whole, plain data without cycles.
+
+    Args:
+      value: A container, a record or anything else.
+      done: Identity of each container -> number of items in it, 0 while it is being looked at.
+      depth: How deep in containers `value` is.
+
+    Returns:
+      How many items the value holds, those of shared containers as often as they are referred to.
+    """
+    if type(value) in _SCALARS or isinstance(value, np.ndarray | np.generic):
+        return 1
+    known = done.get(id(value))
+    if known is not None:
+        if known == 0:
+            raise RefusedError(f"a {_title(value)} that contains itself")
+        return known
+    if depth > _MAX_DEPTH:
+        raise RefusedError(f"containers nested deeper than {_MAX_DEPTH}")
+    done[id(value)] = 0
+    count = 1
+    for items in _contents(value):
+        for item in items:
+            count += 1 if type(item) in _SCALARS else _check(item, done, depth + 1)
+    done[id(value)] = count
+    return count
+
+
+def _contents(value: Any) -> tuple[Any, ...]:
+    """What a container holds, as collections. Keys of dicts and elements of sets are scalars already."""
+    kind = type(value)
+    if kind is list or kind is tuple or kind is set or kind is frozenset:
+        return (value,)
+    if kind is dict:
+        return (value.values(),)
+    if kind is Record:
+        if value.fields is None:
+            raise RefusedError(f"a {value.class_name} without its state")
+        return value.args, value.fields.values()
+    raise RefusedError("the mere name " + value.title if isinstance(value, Name) else f"an unfinished {_title(value)}")
+
+
+def _title(value: Any) -> str:
+    return value.class_name if isinstance(value, Record) else type(value).__name__.lstrip("_").lower()
