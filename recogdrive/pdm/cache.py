@@ -6,7 +6,6 @@ written last, so a folder has one only if everything in it is whole. Rows are la
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,15 +18,13 @@ from absl import logging
 
 from recogdrive.pdm import cache_format
 from recogdrive.pdm.errors import SceneError
+from recogdrive.pdm.machine import machine_stamp
 from recogdrive.pdm.scene import PdmScene
-from recogdrive.pdm.validation import validate
+from recogdrive.pdm.shard import TEMPORARY, Shard, ShardWriter, open_shard, write_whole
 from recogdrive.version import __version__
 
 MANIFEST = "manifest.json"
 SCENES_PER_SHARD = 256
-
-_SHARD = "scenes-{:05d}.arrow"
-_TEMPORARY = ".tmp"
 
 T = TypeVar("T")
 
@@ -71,15 +68,14 @@ class PdmCacheWriter:
         if (self.folder / MANIFEST).exists():
             raise CacheError(f"{self.folder} holds a container already; remove it or write to another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in (*self.folder.glob("scenes-*.arrow"), *self.folder.glob(f"*{_TEMPORARY}")):
+        for leftover in (*self.folder.glob("scenes-*.arrow"), *self.folder.glob(f"*{TEMPORARY}")):
             leftover.unlink()
         self.tokens: list[str] = []
         self.failed: list[dict[str, str]] = []
         self._origin = json.loads(json.dumps(dict(origin)))
         self._scenes_per_shard = scenes_per_shard
         self._known: set[str] = set()
-        self._dtypes: dict[str, str] | None = None
-        self._rows: list[cache_format.Row] = []
+        self._shard = ShardWriter()
         self._shards: list[dict[str, Any]] = []
         self._closed = False
 
@@ -92,17 +88,22 @@ class PdmCacheWriter:
         if kind is None:
             self.close()
 
-    def add(self, scene: PdmScene) -> bool:
+    def add(self, scene: PdmScene, map_vertices: np.ndarray | None = None) -> bool:
         """Stores a scene; one that cannot be stored is recorded as failed instead. Returns whether it was stored.
 
         A scene fails if it does not validate, if its token is in the container already, or if its arrays have other
         dtypes than those of the first scene (so that nothing is ever converted).
+
+        Args:
+          scene: The scene.
+          map_vertices: Global coordinates of its map, which scenes then share; see `MadeScene`.
         """
         if self._closed:
             raise CacheError(f"{self.folder} is complete; write more scenes to another container")
         try:
-            warnings = validate(scene)
-            self._refuse_misfit(scene)
+            if scene.token in self._known:
+                raise SceneError(f"scene {scene.token} is in the container already; tokens must differ")
+            warnings = self._shard.add(scene, map_vertices)
         except SceneError as error:
             self.record_failure(scene.token, str(error))
             return False
@@ -110,8 +111,7 @@ class PdmCacheWriter:
             logging.warning("scene %s: %s", scene.token, warning)
         self._known.add(scene.token)
         self.tokens.append(scene.token)
-        self._rows.append(cache_format.encode(scene))
-        if len(self._rows) == self._scenes_per_shard:
+        if len(self._shard) == self._scenes_per_shard:
             self._write_shard()
         return True
 
@@ -124,58 +124,65 @@ class PdmCacheWriter:
         """Writes what is left and the manifest; a second call does nothing."""
         if self._closed:
             return
-        if self._rows:
+        if len(self._shard):
             self._write_shard()
-        manifest = {
-            "format": cache_format.VERSION,
-            "creator": f"recogdrive {__version__}",
-            "numpy": np.__version__,
-            "pyarrow": pa.__version__,
-            "origin": self._origin,
-            "fingerprint": fingerprint(self._origin, self.tokens),
-            "dtypes": self._dtypes or {},
-            "num_scenes": len(self.tokens),
-            "bytes": sum(shard["bytes"] for shard in self._shards),
-            "shards": self._shards,
-            "failed": self.failed,
-        }
-        _write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_manifest(
+            self.folder,
+            origin=self._origin,
+            tokens=self.tokens,
+            shards=self._shards,
+            failed=self.failed,
+            dtypes=self._shard.dtypes,
+            machines=[machine_stamp()],
+        )
         self._closed = True
 
-    def _refuse_misfit(self, scene: PdmScene) -> None:
-        if scene.token in self._known:
-            raise SceneError(f"scene {scene.token} is in the container already; tokens must differ")
-        dtypes = cache_format.dtypes_of(scene)
-        if self._dtypes is None:
-            self._dtypes = dtypes
-        if dtypes != self._dtypes:
-            name = next(name for name in dtypes if dtypes[name] != self._dtypes[name])
-            raise SceneError(
-                f"scene {scene.token}: {name} is {dtypes[name]} but the container holds {self._dtypes[name]}; convert "
-                f"it, or write it to another container"
-            )
-
     def _write_shard(self) -> None:
-        name = _SHARD.format(len(self._shards))
-        sink = pa.BufferOutputStream()
-        table = cache_format.table(self._rows)
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        content = sink.getvalue()
-        _write_whole(self.folder / name, content)
-        digest = hashlib.sha256(content).hexdigest()
-        self._shards.append({"file": name, "scenes": len(self._rows), "bytes": content.size, "sha256": digest})
-        self._rows = []
+        path = self.folder / shard_name(len(self._shards))
+        self._shards.append(self._shard.write(path, {"machine": machine_stamp()}))
+        self._shard = ShardWriter(self._shard.dtypes)
 
 
-def _write_whole(path: Path, content: bytes | pa.Buffer) -> None:
-    """Writes a file so that it is there whole or not at all, also after a crash."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"scenes-{number:05d}.arrow"
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    origin: Mapping[str, Any],
+    tokens: Sequence[str],
+    shards: Sequence[Mapping[str, Any]],
+    failed: Sequence[Mapping[str, str]],
+    dtypes: Mapping[str, str],
+    machines: Sequence[Mapping[str, str]],
+) -> None:
+    """Completes a container whose shards are written.
+
+    Args:
+      folder: Where they are.
+      origin: What the scenes were made from.
+      tokens: Of all scenes, in order.
+      shards: Entry of every shard, in order (`ShardWriter.write`, `shard_entry`).
+      failed: Scenes that are missing: dictionaries with `token` and `reason`.
+      dtypes: Array -> dtype in all shards.
+      machines: Stamps of what computed them (`machine_stamp`).
+    """
+    manifest = {
+        "format": cache_format.VERSION,
+        "creator": f"recogdrive {__version__}",
+        "pyarrow": pa.__version__,
+        "machines": list(machines),
+        "origin": dict(origin),
+        "fingerprint": fingerprint(origin, tokens),
+        "dtypes": dict(dtypes),
+        "num_scenes": len(tokens),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "shards": list(shards),
+        "failed": list(failed),
+    }
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 class PdmCache:
@@ -206,11 +213,11 @@ class PdmCache:
         self._ends = np.cumsum([0, *(shard["scenes"] for shard in self._shards)])
         if problems := [text for shard in self._shards if (text := self._wrong_size(shard))]:
             raise CacheError(f"{self.folder} is damaged: {'; '.join(problems)}. Write it anew.")
-        self._columns: dict[int, Mapping[str, pa.Array]] = {}
+        self._opened: dict[int, Shard] = {}
         self._index: dict[str, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_columns": {}, "_index": None}
+        return {**self.__dict__, "_opened": {}, "_index": None}
 
     def __repr__(self) -> str:
         return f"PdmCache({str(self.folder)!r}, {len(self)} scenes, {self.fingerprint[:12]})"
@@ -235,10 +242,10 @@ class PdmCache:
         index = int(index) % len(self)
         shard = int(np.searchsorted(self._ends, index, side="right")) - 1
         row = index - int(self._ends[shard])
-        columns = self._open(shard)
+        opened = self._open(shard)
         try:
-            return cache_format.decode(columns, row, self.manifest["dtypes"])
-        except (ValueError, OSError, pa.ArrowException) as error:
+            return cache_format.decode(opened.columns, row, self.manifest["dtypes"], opened.tables)
+        except (ValueError, LookupError, OSError, pa.ArrowException) as error:
             name = self._shards[shard]["file"]
             raise CacheError(
                 f"scene {index} in {self.folder / name} (row {row}) is damaged: {error}. Write the container anew."
@@ -280,24 +287,22 @@ class PdmCache:
 
     def _positions(self) -> dict[str, int]:
         if self._index is None:
-            tokens = [t for shard in range(len(self._shards)) for t in self._open(shard)["token"].to_pylist()]
+            tokens = [t for shard in range(len(self._shards)) for t in self._open(shard).columns["token"].to_pylist()]
             self._index = {token: position for position, token in enumerate(tokens)}
         return self._index
 
-    def _open(self, shard: int) -> Mapping[str, pa.Array]:
-        """Columns of a shard, mapped into memory."""
-        if shard not in self._columns:
+    def _open(self, shard: int) -> Shard:
+        """A shard, mapped into memory."""
+        if shard not in self._opened:
             path = self.folder / self._shards[shard]["file"]
             try:
-                with pa.memory_map(str(path)) as file:
-                    batch = pa.ipc.open_file(file).get_batch(0)
-                batch.validate(full=True)
-            except (OSError, pa.ArrowException) as error:
+                opened = open_shard(path)
+            except (OSError, ValueError) as error:
                 raise CacheError(f"{path} cannot be read ({error}). Write the container anew.") from error
-            if batch.schema != cache_format.SCHEMA or batch.num_rows != self._shards[shard]["scenes"]:
+            if opened.num_scenes != self._shards[shard]["scenes"]:
                 raise CacheError(f"{path} does not hold what {MANIFEST} says. Write the container anew.")
-            self._columns[shard] = dict(zip(batch.schema.names, batch.columns, strict=True))
-        return self._columns[shard]
+            self._opened[shard] = opened
+        return self._opened[shard]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Checks a scene before anything is scored in it, so that a bad one is named instead of scored wrongly."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from recogdrive.data.types import HISTORY_FRAMES, AgentClass
+from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES, AgentClass
 from recogdrive.pdm.errors import SceneError
-from recogdrive.pdm.scene import DRIVABLE_LAYERS, LANE_LAYERS, PdmScene, PolygonLayer
+from recogdrive.pdm.scene import DRIVABLE_LAYERS, LANE_LAYERS, ExtendedFacts, PdmScene, PolygonLayer
 from recogdrive.pdm.state import CANDIDATE_POSES, NUM_OBSERVED, STATE_SIZE
 
 SHAPES: dict[str, tuple[int | str, ...]] = {
@@ -36,6 +38,7 @@ EXTENDED_SHAPES: dict[str, tuple[int | str, ...]] = {
     "light_vertices": ("LV", 2),
     "light_offsets": ("L1",),
     "light_frames": ("L",),
+    "normaliser_poses_v2": (NUM_OBSERVED, 3),
 }
 """Every array of `ExtendedFacts`; A is that of the scene."""
 
@@ -66,7 +69,8 @@ def validate(scene: PdmScene) -> tuple[str, ...]:
     Raises:
       SceneError: The scene cannot be scored: arrays of the wrong shape, dtype or number of steps, numbers that are not
         finite, sizes that are not positive, unknown classes or layers, offsets that do not increase or do not fit,
-        rings of fewer than 3 vertices, a centre line without length, no normaliser. Names scene, field and value.
+        rings of fewer than 3 vertices, a centre line without length, no normaliser; clocks, sightings or lights of
+        the extended facts that contradict each other. Names scene, field and value.
     """
     if not isinstance(scene.token, str) or not scene.token:
         raise SceneError(f"token={scene.token!r} must be a non-empty string: it is the identity of the scene")
@@ -77,6 +81,8 @@ def validate(scene: PdmScene) -> tuple[str, ...]:
     _check_agents(scene)
     _check_polygons(scene)
     _check_centerline(scene)
+    if scene.extended is not None:
+        _check_extended(scene, scene.extended)
     warnings = []
     if not np.isin(scene.polygon_layers, DRIVABLE_LAYERS).any():
         warnings.append("no drivable polygon: every trajectory counts as off the drivable area")
@@ -92,8 +98,31 @@ def _error(scene: PdmScene, field: str, found: str, remedy: str) -> SceneError:
 def _check_arrays(scene: PdmScene) -> None:
     """Kinds, shapes and dtypes of all arrays."""
     sizes: dict[str, tuple[int, str]] = {}
-    for field, shape in SHAPES.items():
-        array = getattr(scene, field)
+    _check_shapes(scene, scene, SHAPES, sizes)
+    for field in ("origin", "ego_state"):
+        if getattr(scene, field).dtype != np.float64:
+            raise _error(scene, field, f"of dtype {getattr(scene, field).dtype}", "give float64")
+    for field in GEOMETRY[1:]:
+        first, dtype = scene.agent_poses.dtype, getattr(scene, field).dtype
+        if dtype != first:
+            raise _error(scene, field, f"of dtype {dtype}", f"agent_poses is {first}: give all geometry in one dtype")
+    if scene.extended is not None:
+        _check_shapes(scene, scene.extended, EXTENDED_SHAPES, sizes)
+        for field in ("light_vertices", "normaliser_poses_v2"):
+            dtype = getattr(scene.extended, field).dtype
+            if dtype != scene.agent_poses.dtype:
+                raise _error(scene, field, f"of dtype {dtype}", f"give {scene.agent_poses.dtype}")
+
+
+def _check_shapes(
+    scene: PdmScene,
+    owner: PdmScene | ExtendedFacts,
+    shapes: Mapping[str, tuple[int | str, ...]],
+    sizes: dict[str, tuple[int, str]],
+) -> None:
+    """Kinds and shapes of the arrays of `owner`; sizes named by letters are entered into `sizes`."""
+    for field, shape in shapes.items():
+        array = getattr(owner, field)
         kind = _KINDS.get(field, "f")
         if not isinstance(array, np.ndarray):
             raise _error(scene, field, f"a {type(array).__name__}", "give a NumPy array")
@@ -109,13 +138,6 @@ def _check_arrays(scene: PdmScene) -> None:
         for name, size in zip(shape, array.shape, strict=True):
             if isinstance(name, str):
                 sizes.setdefault(name, (size, field))
-    for field in ("origin", "ego_state"):
-        if getattr(scene, field).dtype != np.float64:
-            raise _error(scene, field, f"of dtype {getattr(scene, field).dtype}", "give float64")
-    for field in GEOMETRY[1:]:
-        first, dtype = scene.agent_poses.dtype, getattr(scene, field).dtype
-        if dtype != first:
-            raise _error(scene, field, f"of dtype {dtype}", f"agent_poses is {first}: give all geometry in one dtype")
 
 
 def _check_numbers(scene: PdmScene) -> None:
@@ -163,9 +185,11 @@ def _check_polygons(scene: PdmScene) -> None:
     _check_codes(scene, "polygon_layers", PolygonLayer)
 
 
-def _check_offsets(scene: PdmScene, field: str, total: int, what: str, least: int) -> None:
+def _check_offsets(
+    scene: PdmScene, field: str, total: int, what: str, least: int, owner: ExtendedFacts | None = None
+) -> None:
     """Offsets from 0 to `total` of which each interval holds at least `least` things."""
-    offsets = getattr(scene, field)
+    offsets = getattr(scene if owner is None else owner, field)
     if len(offsets) == 0 or offsets[0] != 0:
         raise _error(scene, field, f"starting with {offsets[:1].tolist()}", "give offsets that start with 0")
     counts = np.diff(offsets)
@@ -189,3 +213,24 @@ def _check_centerline(scene: PdmScene) -> None:
     if (points == points[0]).all():
         found = f"{len(points)} times the point {points[0].tolist()}"
         raise _error(scene, "centerline", found, "progress needs a line that has a length")
+
+
+def _check_extended(scene: PdmScene, facts: ExtendedFacts) -> None:
+    """History, sightings and lights."""
+    for field in ("history_states", "light_vertices", "normaliser_poses_v2"):
+        array = getattr(facts, field)
+        if not np.isfinite(array).all():
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            raise _error(scene, f"{field}{list(where)}", str(array[where]), "give finite numbers")
+    if not (np.diff(facts.history_times_us) > 0).all():
+        raise _error(scene, "history_times_us", str(facts.history_times_us.tolist()), "give increasing clocks")
+    first, last = facts.agent_sightings.astype(int).T
+    fit = ((first == -1) & (last == -1)) | ((first >= 0) & (first <= last) & (last <= FUTURE_FRAMES))
+    if not fit.all():
+        track = int(np.argmin(fit))
+        found = f"{facts.agent_sightings[track].tolist()} for track {track}"
+        raise _error(scene, "agent_sightings", found, f"give frames from 0 to {FUTURE_FRAMES} in order, or -1 twice")
+    _check_offsets(scene, "light_offsets", len(facts.light_vertices), "vertices", _LEAST_VERTICES, facts)
+    if not ((facts.light_frames > 0) & (facts.light_frames < 2 ** (FUTURE_FRAMES + 1))).all():
+        found = str(facts.light_frames.tolist())
+        raise _error(scene, "light_frames", found, "set the bit of at least one of the frames 0 to 8, no other")

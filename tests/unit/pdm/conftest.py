@@ -69,10 +69,12 @@ def assert_same() -> Callable[[PdmScene, PdmScene], None]:
     """Compares two scenes field by field: values bit for bit, dtypes and shapes."""
 
     def compare(first: PdmScene, second: PdmScene) -> None:
-        for field in dataclasses.fields(PdmScene):
+        for field in dataclasses.fields(first):
             one, other = getattr(first, field.name), getattr(second, field.name)
             assert type(one) is type(other), field.name
-            if isinstance(one, np.ndarray):
+            if dataclasses.is_dataclass(one):
+                compare(one, other)
+            elif isinstance(one, np.ndarray):
                 assert (one.dtype, one.shape) == (other.dtype, other.shape), field.name
                 assert one.tobytes() == other.tobytes(), field.name
             else:
