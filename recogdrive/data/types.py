@@ -53,7 +53,7 @@ class AgentClass(IntEnum):
 
 
 class MapLayer(StrEnum):
-    """Layers of a `MapPatch`, named after what nuPlan calls them."""
+    """Layers of a map, named after what nuPlan calls them; a `MapPatch` has all but the road segments."""
 
     LANE = "lane"
     LANE_CONNECTOR = "lane_connector"
@@ -65,6 +65,7 @@ class MapLayer(StrEnum):
     WALKWAY = "walkway"
     CARPARK_AREA = "carpark_area"
     GENERIC_DRIVABLE_AREA = "generic_drivable_area"
+    ROAD_SEGMENT = "road_segment"
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class MapElement:
         roadblocks and roadblock connectors.
       successors: Ids one can go to, likewise.
       has_traffic_light: Whether a light governs this connector.
+      stop_lines: Ids of the stop polygons at which that light stops traffic, where the source names them.
     """
 
     id: str
@@ -147,11 +149,15 @@ class MapElement:
     predecessors: tuple[str, ...] = ()
     successors: tuple[str, ...] = ()
     has_traffic_light: bool = False
+    stop_lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class MapPatch:
-    """Every map element that meets the axis-aligned square (global axes) of half side `radius_m` around the ego."""
+    """Every map element that meets the axis-aligned square (global axes) of half side `radius_m` around the ego.
+
+    Road segments are left out.
+    """
 
     radius_m: float
     elements: tuple[MapElement, ...]

@@ -35,7 +35,31 @@ COLUMNS = {
     "walkways": (),
     "carpark_areas": (),
     "generic_drivable_areas": (),
+    "road_segments": (),
 }
+SCHEMA = f"""
+PRAGMA application_id = {0x47504B47};
+PRAGMA user_version = 10300;
+CREATE TABLE gpkg_spatial_ref_sys (
+  srs_name TEXT NOT NULL, srs_id INTEGER PRIMARY KEY, organization TEXT NOT NULL,
+  organization_coordsys_id INTEGER NOT NULL, definition TEXT NOT NULL, description TEXT
+);
+CREATE TABLE gpkg_contents (
+  table_name TEXT NOT NULL PRIMARY KEY, data_type TEXT NOT NULL, identifier TEXT UNIQUE, description TEXT,
+  last_change DATETIME NOT NULL DEFAULT '2026-01-01T00:00:00.000Z',
+  min_x DOUBLE, min_y DOUBLE, max_x DOUBLE, max_y DOUBLE, srs_id INTEGER
+);
+CREATE TABLE gpkg_geometry_columns (
+  table_name TEXT NOT NULL UNIQUE, column_name TEXT NOT NULL, geometry_type_name TEXT NOT NULL,
+  srs_id INTEGER NOT NULL, z TINYINT NOT NULL, m TINYINT NOT NULL, PRIMARY KEY (table_name, column_name)
+);
+INSERT INTO gpkg_spatial_ref_sys VALUES
+  ('none', -1, 'NONE', -1, 'undefined', NULL), ('none', 0, 'NONE', 0, 'undefined', NULL),
+  ('WGS 84', 4326, 'EPSG', 4326, '{pyproj.CRS(4326).to_wkt("WKT1_GDAL")}', NULL);
+CREATE TABLE meta (fid INTEGER PRIMARY KEY, "key" TEXT, "value" TEXT);
+INSERT INTO gpkg_contents (table_name, data_type, srs_id) VALUES ('meta', 'attributes', 0);
+"""
+"""Tables that every GeoPackage has, and nuPlan's `meta`."""
 
 
 def blob(geometry, envelope=1):
@@ -61,17 +85,21 @@ def write_city(tmp_path):
         path.unlink(missing_ok=True)
         (root / "nuplan-maps-v1.0.json").write_text(json.dumps({CITY: {"version": VERSION, "layers": {}}}))
         connection = sqlite3.connect(path)
-        connection.execute("CREATE TABLE gpkg_geometry_columns (table_name, column_name, srs_id)")
-        connection.execute('CREATE TABLE meta (fid INTEGER PRIMARY KEY, "key" TEXT, "value" TEXT)')
+        connection.executescript(SCHEMA)
         if crs is not None:
             connection.execute("INSERT INTO meta VALUES (1, 'projectedCoordSystem', ?)", (crs,))
         for name, columns in COLUMNS.items():
             rows = layers.get(name, ())
             if rows is None:
                 continue
-            names = ", ".join(["fid INTEGER PRIMARY KEY", geometry_column, *columns])
+            names = ", ".join(["fid INTEGER PRIMARY KEY", f"{geometry_column} GEOMETRY", *columns])
             connection.execute(f"CREATE TABLE {name} ({names})")
-            connection.execute("INSERT INTO gpkg_geometry_columns VALUES (?, ?, 4326)", (name, geometry_column))
+            connection.execute(
+                "INSERT INTO gpkg_contents (table_name, data_type, srs_id) VALUES (?, 'features', 4326)", (name,)
+            )
+            connection.execute(
+                "INSERT INTO gpkg_geometry_columns VALUES (?, ?, 'GEOMETRY', 4326, 0, 0)", (name, geometry_column)
+            )
             for fid, geometry, *values in rows:
                 marks = ", ".join("?" * (2 + len(columns)))
                 connection.execute(f"INSERT INTO {name} VALUES ({marks})", (fid, blob(geometry, envelope), *values))
@@ -80,6 +108,37 @@ def write_city(tmp_path):
         return root
 
     return write
+
+
+@pytest.fixture
+def write_road(write_city):
+    """Function: layers to change -> maps folder of a road from lane 1 over connector 1 to lane 2, 90 m long, 4 m wide.
+
+    Lane 1 is of block 1, connector 1 of block 5, lane 2 of block 2: ids repeat across layers on purpose.
+    """
+
+    def line(y_m, start_m, end_m):
+        return shapely.LineString([(start_m, y_m), ((start_m + end_m) / 2, y_m), (end_m, y_m)])
+
+    car_park = shapely.Polygon(shapely.box(0, 10, 30, 40).exterior, [shapely.box(10, 20, 20, 30).exterior])
+    layers = {
+        "boundaries": [(80, line(2, 0, 40)), (81, line(-2, 0, 40).reverse()), (82, line(2, 40, 50))],
+        "baseline_paths": [
+            (90, line(0, 0, 40), 1, None),
+            (91, line(0, 50, 90), 2, None),
+            (92, line(0, 40, 50), None, 1),
+        ],
+        "lanes_polygons": [
+            (1, shapely.box(0, -2, 40, 2), 1, 80, 81, None),
+            (2, shapely.box(50, -2, 90, 2), 2, None, None, 8.5),
+        ],
+        "lane_connectors": [(1, line(0, 40, 50), 1, 2, 5, 4.5, "12,13")],
+        "gen_lane_connectors_scaled_width_polygons": [(33, shapely.box(40, -2, 50, 2), 1, 82, None)],
+        "lane_groups_polygons": [(1, shapely.box(0, -2, 40, 2)), (2, shapely.box(50, -2, 90, 2))],
+        "lane_group_connectors": [(5, shapely.box(40, -2, 50, 2), 1, 2)],
+        "carpark_areas": [(4, car_park)],
+    }
+    return lambda **changes: write_city({**layers, **changes})
 
 
 CAMERAS = ("CAM_F0", "CAM_L0", "CAM_L1", "CAM_L2", "CAM_R0", "CAM_R1", "CAM_R2", "CAM_B0")

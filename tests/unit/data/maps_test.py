@@ -23,36 +23,12 @@ def road(navsim_mini):
     return NuPlanMap(navsim_mini / "maps", CITY)
 
 
-def on_road(x_m, y_m, heading_rad):
+def on_road(x_m, y_m, heading_rad=0.0):
     return np.array([ROAD[0] + x_m, ROAD[1] + y_m, heading_rad])
 
 
 def straight(y_m, start_m=0.0, end_m=40.0):
     return shapely.LineString([(start_m, y_m), ((start_m + end_m) / 2, y_m), (end_m, y_m)])
-
-
-def layers(**changes):
-    """Lane 1 (group 1) -> connector 1 (block 5) -> lane 2 (group 2): ids repeat across layers on purpose."""
-    made = {
-        "boundaries": [(80, straight(2)), (81, straight(-2).reverse()), (82, straight(2, 40, 50))],
-        "baseline_paths": [
-            (90, straight(0), 1, None),
-            (91, straight(0, 50, 90), 2, None),
-            (92, straight(0, 40, 50), None, 1),
-        ],
-        "lanes_polygons": [
-            (1, shapely.box(0, -2, 40, 2), 1, 80, 81, None),
-            (2, shapely.box(50, -2, 90, 2), 2, None, None, 8.5),
-        ],
-        "lane_connectors": [(1, straight(0, 40, 50), 1, 2, 5, 4.5, "12,13")],
-        "gen_lane_connectors_scaled_width_polygons": [(33, shapely.box(40, -2, 50, 2), 1, 82, None)],
-        "lane_groups_polygons": [(1, shapely.box(0, -2, 40, 2)), (2, shapely.box(50, -2, 90, 2))],
-        "lane_group_connectors": [(5, shapely.box(40, -2, 50, 2), 1, 2)],
-        "carpark_areas": [
-            (4, shapely.Polygon(shapely.box(0, 10, 30, 40).exterior, [shapely.box(10, 20, 20, 30).exterior]))
-        ],
-    }
-    return {**made, **changes}
 
 
 def test_lane_of_the_straight_road_in_the_frame_of_an_ego_on_it(road):
@@ -108,59 +84,77 @@ def test_far_from_everything_a_patch_is_empty(road):
     assert patch.elements == () and patch.radius_m == 100.0
 
 
-def test_every_layer_is_in_a_patch_that_covers_the_road(road):
+def test_every_layer_but_road_segments_is_in_a_patch_that_covers_the_road(road):
     patch = road.patch(np.array([*ROAD, 0.0]), 200.0)
-    assert {e.layer for e in patch.elements} == set(MapLayer) - {MapLayer.STOP_POLYGON}
-    assert len(patch.elements) == sum(len(elements) for elements in road.elements.values())
+    left_out = {MapLayer.STOP_POLYGON, MapLayer.ROAD_SEGMENT}
+    assert {e.layer for e in patch.elements} == set(MapLayer) - left_out
+    assert len(patch.elements) == sum(len(e) for layer, e in road.elements.items() if layer not in left_out)
+    assert road.elements[MapLayer.STOP_POLYGON] == () and len(road.elements[MapLayer.ROAD_SEGMENT]) == 2
 
 
-def test_a_speed_limit_of_null_is_none(write_city):
-    city = NuPlanMap(write_city(layers()), CITY)
+def test_a_speed_limit_of_null_is_none(write_road):
+    city = NuPlanMap(write_road(), CITY)
     assert city.element(MapLayer.LANE, "1").speed_limit_mps is None
     assert city.element(MapLayer.LANE, "2").speed_limit_mps == 8.5
     assert city.element(MapLayer.LANE_CONNECTOR, "1").speed_limit_mps == 4.5
 
 
-def test_a_boundary_the_map_does_not_know_is_none(write_city):
-    lane = NuPlanMap(write_city(layers()), CITY).element(MapLayer.LANE, "2")
+def test_a_boundary_the_map_does_not_know_is_none(write_road):
+    lane = NuPlanMap(write_road(), CITY).element(MapLayer.LANE, "2")
     assert lane.left_boundary is None and lane.right_boundary is None
 
 
-def test_equal_ids_of_lane_and_connector_are_kept_apart(write_city):
-    city = NuPlanMap(write_city(layers()), CITY)
+def test_equal_ids_of_lane_and_connector_are_kept_apart(write_road):
+    city = NuPlanMap(write_road(), CITY)
     np.testing.assert_allclose(city.element(MapLayer.LANE, "1").centerline[0, :2] - ROAD, [0, 0], atol=1e-6)
     np.testing.assert_allclose(city.element(MapLayer.LANE_CONNECTOR, "1").centerline[0, :2] - ROAD, [40, 0], atol=1e-6)
     assert city.element(MapLayer.LANE_CONNECTOR, "1").roadblock_id == "5"
 
 
-def test_connectors_with_stop_lines_have_a_traffic_light(write_city):
+def test_connectors_with_stop_lines_have_a_traffic_light(write_road):
     for stop_lines, expected in (("12,13", True), ("", False), (None, False)):
         row = (1, straight(0, 40, 50), 1, 2, 5, 4.5, stop_lines)
-        city = NuPlanMap(write_city(layers(lane_connectors=[row])), CITY)
+        city = NuPlanMap(write_road(lane_connectors=[row]), CITY)
         assert city.element(MapLayer.LANE_CONNECTOR, "1").has_traffic_light is expected
 
 
-def test_a_lane_that_forks_lists_its_connectors_in_table_order(write_city):
+@pytest.mark.parametrize(
+    ("stored", "stop_lines"), [("12, 13,", ("12", "13")), (12, ("12",)), ("", ()), (",", ()), (None, ())]
+)
+def test_a_connector_names_the_stop_lines_of_its_light(write_road, stored, stop_lines):
+    city = NuPlanMap(write_road(lane_connectors=[(1, straight(0, 40, 50), 1, 2, 5, 4.5, stored)]), CITY)
+    assert city.element(MapLayer.LANE_CONNECTOR, "1").stop_lines == stop_lines
+    assert city.element(MapLayer.LANE, "1").stop_lines == ()
+
+
+def test_stop_lines_of_real_connectors_are_stop_polygons(navsim_mini):
+    city = open_map(navsim_mini / "maps", "us-pa-pittsburgh-hazelwood")
+    governed = [e for e in city.elements[MapLayer.LANE_CONNECTOR] if e.has_traffic_light]
+    known = {e.id for e in city.elements[MapLayer.STOP_POLYGON]}
+    assert governed and {line for e in governed for line in e.stop_lines} <= known
+
+
+def test_a_lane_that_forks_lists_its_connectors_in_table_order(write_road):
     rows = [(fid, straight(0, 40, 50), 1, 2, 5, None, "") for fid in (9, 3)]
     outlines = [(fid + 30, shapely.box(40, -2, 50, 2), fid, None, None) for fid in (9, 3)]
     paths = [(90, straight(0), 1, None), (91, straight(0, 50, 90), 2, None)]
     paths += [(fid + 100, straight(0, 40, 50), None, fid) for fid in (9, 3)]
-    made = layers(lane_connectors=rows, gen_lane_connectors_scaled_width_polygons=outlines, baseline_paths=paths)
-    assert NuPlanMap(write_city(made), CITY).element(MapLayer.LANE, "1").successors == ("3", "9")
+    root = write_road(lane_connectors=rows, gen_lane_connectors_scaled_width_polygons=outlines, baseline_paths=paths)
+    assert NuPlanMap(root, CITY).element(MapLayer.LANE, "1").successors == ("3", "9")
 
 
-def test_outlines_do_not_repeat_the_first_point_and_keep_their_holes(write_city):
-    patch = NuPlanMap(write_city(layers()), CITY).patch(np.array([*ROAD, 0.0]), 50.0)
+def test_outlines_do_not_repeat_the_first_point_and_keep_their_holes(write_road):
+    patch = NuPlanMap(write_road(), CITY).patch(np.array([*ROAD, 0.0]), 50.0)
     (carpark,) = patch.layer(MapLayer.CARPARK_AREA)
     assert carpark.polygon.shape == (4, 2) and len(carpark.holes) == 1
     assert shapely.Polygon(carpark.polygon, carpark.holes).area == pytest.approx(900 - 100, abs=1e-3)
     np.testing.assert_allclose(sorted(carpark.holes[0].tolist()), [[10, 20], [10, 30], [20, 20], [20, 30]], atol=1e-6)
 
 
-def test_headings_are_of_the_segment_that_starts_at_the_vertex(write_city):
+def test_headings_are_of_the_segment_that_starts_at_the_vertex(write_road):
     bent = shapely.LineString([(0, 0), (20, 0), (20, 20)])
-    paths = [(90, bent, 1, None), *layers()["baseline_paths"][1:]]
-    city = NuPlanMap(write_city(layers(baseline_paths=paths)), CITY)
+    paths = [(90, bent, 1, None), (91, straight(0, 50, 90), 2, None), (92, straight(0, 40, 50), None, 1)]
+    city = NuPlanMap(write_road(baseline_paths=paths), CITY)
     headings = city.element(MapLayer.LANE, "1").centerline[:, 2]
     np.testing.assert_allclose(headings, [0, math.pi / 2, math.pi / 2], atol=1e-6)
 
@@ -190,11 +184,65 @@ def test_selection_equals_a_test_of_every_polygon(navsim_mini):
     expected = [
         (layer, element.id)
         for layer in MapLayer
+        if layer is not MapLayer.ROAD_SEGMENT
         for element in city.elements[layer]
         if shapely.Polygon(element.polygon, element.holes).intersects(square)
     ]
     assert [(e.layer, e.id) for e in city.patch(np.array([x, y, 1.0]), 60.0).elements] == expected
     assert 50 < len(expected) < sum(map(len, city.elements.values()))
+
+
+def test_a_point_in_or_on_the_border_of_a_polygon_is_in_it_and_one_in_a_hole_is_not(write_road):
+    city = NuPlanMap(write_road(), CITY)
+    # Lane 1 is 0-40 m by -2-2 m; the car park is 0-30 m by 10-40 m with a hole at 10-20 m by 20-30 m.
+    assert [e.id for e in city.containing(on_road(20.0, 1.0), MapLayer.LANE)] == ["1"]
+    assert city.containing(on_road(20.0, 1.0), MapLayer.LANE_CONNECTOR) == ()
+    assert city.containing(on_road(15.0, 25.0), MapLayer.CARPARK_AREA) == ()
+    corner = city.element(MapLayer.LANE, "1").polygon[0]
+    assert [e.id for e in city.containing(corner, MapLayer.LANE)] == ["1"]
+    assert city.containing(corner + 1e-3, MapLayer.LANE) == ()
+
+
+def test_the_nearest_element_is_the_one_of_least_distance_and_the_first_of_equals(write_road):
+    city = NuPlanMap(write_road(), CITY)
+    # Lane 1 ends at x = 40 m, lane 2 begins at x = 50 m.
+    assert city.nearest(on_road(44.9, 0.0), MapLayer.LANE).id == "1"
+    assert city.nearest(on_road(45.1, 0.0), MapLayer.LANE).id == "2"
+    assert city.nearest(on_road(15.0, 25.0), MapLayer.CARPARK_AREA).id == "4"
+    assert city.nearest(ROAD, MapLayer.CROSSWALK) is None
+    rows = [(fid, shapely.box(0, 0, 10, 10)) for fid in (8, 3, 5)]
+    assert NuPlanMap(write_road(intersections=rows), CITY).nearest(on_road(5.0, 5.0), MapLayer.INTERSECTION).id == "3"
+
+
+def test_point_queries_equal_a_test_of_every_polygon(navsim_mini):
+    city = open_map(navsim_mini / "maps", "us-ma-boston")
+    generator = np.random.default_rng(0)
+    for layer in (MapLayer.LANE, MapLayer.ROADBLOCK, MapLayer.INTERSECTION):
+        polygons = [shapely.Polygon(e.polygon, e.holes) for e in city.elements[layer]]
+        for lane in city.elements[MapLayer.LANE][::10]:
+            xy = lane.centerline[0, :2] + generator.normal(scale=5.0, size=2)
+            distances = np.array([shapely.distance(polygon, shapely.Point(xy)) for polygon in polygons])
+            assert city.nearest(xy, layer) is city.elements[layer][int(np.argmin(distances))]
+            expected = [city.elements[layer][row].id for row in np.flatnonzero(distances == 0)]
+            assert [e.id for e in city.containing(xy, layer)] == expected
+
+
+def test_the_drivable_area_is_four_layers_one_after_another(write_road):
+    square = shapely.box(0, -2, 90, 2)
+    root = write_road(
+        road_segments=[(7, square), (8, shapely.box(500, 0, 510, 10))],
+        intersections=[(9, square)],
+        generic_drivable_areas=[(6, square)],
+    )
+    city = NuPlanMap(root, CITY)
+    found = [(e.layer, e.id) for e in city.drivable_area(on_road(20.0, 0.0), 15.0)]
+    assert found == [
+        (MapLayer.ROAD_SEGMENT, "7"),
+        (MapLayer.INTERSECTION, "9"),
+        (MapLayer.GENERIC_DRIVABLE_AREA, "6"),
+        (MapLayer.CARPARK_AREA, "4"),
+    ]
+    assert MapLayer.ROAD_SEGMENT not in {e.layer for e in city.patch(on_road(20.0, 0.0, 0.0), 15.0).elements}
 
 
 def test_selection_and_outlines_equal_those_of_the_reference(navsim_mini, golden_metric_cache):
@@ -225,8 +273,8 @@ def test_selection_and_outlines_equal_those_of_the_reference(navsim_mini, golden
             assert found == tokens[types == kind].tolist()
 
 
-def test_a_city_is_read_once_for_all_threads_of_a_process(write_city, monkeypatch):
-    root = write_city(layers())
+def test_a_city_is_read_once_for_all_threads_of_a_process(write_road, monkeypatch):
+    root = write_road()
     read, opened = [], []
 
     class Counting(NuPlanMap):
@@ -243,8 +291,8 @@ def test_a_city_is_read_once_for_all_threads_of_a_process(write_city, monkeypatc
     assert len(read) == 1 and len({id(city) for city in opened}) == 1
 
 
-def test_only_the_asked_city_is_touched(write_city):
-    root = write_city(layers())
+def test_only_the_asked_city_is_touched(write_road):
+    root = write_road()
     index = json.loads((root / "nuplan-maps-v1.0.json").read_text())
     index["us-ma-boston"] = {"version": "9.12.1817"}
     (root / "nuplan-maps-v1.0.json").write_text(json.dumps(index))
@@ -286,14 +334,20 @@ def test_a_damaged_index_is_named(tmp_path, content):
         ({"baseline_paths": [(92, straight(0, 40, 50), None, 1)]}, "lane 1 has no baseline path"),
         ({"gen_lane_connectors_scaled_width_polygons": []}, "connector 1 has no outline"),
         ({"crosswalks": [(3, straight(0))]}, "crosswalk 3 is a LineString"),
+        ({"crosswalks": [(3, shapely.Polygon())]}, "crosswalk 3 is an empty geometry"),
+        ({"boundaries": [(80, shapely.box(0, 0, 1, 1))]}, "boundaries 80 is a Polygon instead of one linestring"),
+        ({"boundaries": [(80, shapely.LineString())]}, "boundaries 80 is an empty geometry"),
+        ({"lanes_polygons": [(1, shapely.box(0, 0, 1, 1), 1, None, None, "fast")]}, "speed limit 'fast'"),
+        ({"lanes_polygons": [(1, shapely.box(0, 0, 1, 1), "x", None, None, 1)]}, "'lane_group_fid': 'x' is no id"),
+        ({"lane_connectors": [(1, straight(0), 1, 2, 5, 4.5, "12;13")]}, "stop_line_fids: '12;13' is no id"),
         (
             {"crosswalks": [(3, shapely.MultiPolygon([shapely.box(0, 0, 1, 1), shapely.box(5, 0, 6, 1)]))]},
             "crosswalk 3 is a MultiPolygon",
         ),
     ],
 )
-def test_a_map_that_lacks_something_says_what_and_where(write_city, changes, message):
-    root = write_city(layers(**changes))
+def test_a_map_that_lacks_something_says_what_and_where(write_road, changes, message):
+    root = write_road(**changes)
     with pytest.raises(ValueError, match=message) as error:
         NuPlanMap(root, CITY)
     assert "map.gpkg" in str(error.value) and "NUPLAN_MAPS_ROOT" in str(error.value)
