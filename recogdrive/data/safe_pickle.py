@@ -44,6 +44,7 @@ class RecordForm(StrEnum):
     CALL = "called with positional arguments"
     STATE = "given a dict of attributes"
     SLOTS = "given the values of its slots"
+    CONTENT = "given its content as bytes"
 
 
 class Record(Unfinished):
@@ -51,8 +52,8 @@ class Record(Unfinished):
 
     Attributes:
       class_name: Module and name of its class, or of the function that makes it.
-      args: Arguments, of form `CALL`; else empty.
-      fields: Attributes by name, of the other forms; else empty.
+      args: Arguments, of form `CALL`, or the bytes alone, of form `CONTENT`; else empty.
+      fields: Attributes by name, of the other forms; else empty. None while the object has not been given its state.
     """
 
     __slots__ = ("_form", "args", "class_name", "fields")
@@ -69,11 +70,14 @@ class Record(Unfinished):
 
     def build(self, state: Any) -> Any:
         """Takes the attributes; only once, and only in the form of its class."""
+        if self._form is RecordForm.CONTENT and self.fields is None and type(state) is bytes:
+            self.args, self.fields = (state,), {}
+            return self
         if self._form is RecordForm.SLOTS:
             if type(state) is not tuple or len(state) != 2 or state[0] is not None:
                 raise RefusedError(f"a {self.class_name} without the values of its slots")
             state = state[1]
-        if self.fields is not None or type(state) is not dict or not all(type(key) is str for key in state):
+        if self.fields is not None or type(state) is not dict or not {str}.issuperset(map(type, state)):
             raise RefusedError(f"a {self.class_name} that is not just {self._form}")
         self.fields = state
         return self
@@ -89,14 +93,14 @@ class _RecordName(Name):
         self._form = form
 
     def call(self, args: tuple[Any, ...]) -> Any:
-        if self._form is not RecordForm.CALL:
-            return super().call(args)
-        return Record(self.title, self._form, args)
+        if self._form is RecordForm.CALL or (self._form is RecordForm.CONTENT and not args):
+            return Record(self.title, self._form, args)
+        return super().call(args)
 
     def new(self, args: tuple[Any, ...]) -> Any:
-        if self._form is RecordForm.CALL or args:
-            return super().new(args)
-        return Record(self.title, self._form)
+        if self._form in (RecordForm.STATE, RecordForm.SLOTS) and not args:
+            return Record(self.title, self._form)
+        return super().new(args)
 
 
 def load_log_pickle(path: str | Path, max_bytes: int = MAX_LOG_BYTES) -> Any:
