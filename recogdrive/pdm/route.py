@@ -32,6 +32,20 @@ def project(
     return chosen[5] + fraction[..., 0] * chosen[6]
 
 
+def distance(
+    points: Float[Array, "*s G 2"], polyline: Float[Array, "*s C 2"], num_points: Int[Array, "*s"]
+) -> Float[Array, "*s G"]:
+    """Distance of points from a polyline in metres; arguments as in `project`.
+
+    Source: shapely's `distance` of a point and a `LineString`.
+    """
+    start, along = polyline[..., :-1, :], jnp.diff(polyline, axis=-2)
+    real = jnp.arange(1, polyline.shape[-2]) < num_points[..., None]
+    segments = jnp.stack([start[..., 0], start[..., 1], along[..., 0], along[..., 1], (along**2).sum(-1)])
+    gap, _ = _nearest_on(points, segments[..., None, :])
+    return jnp.sqrt(jnp.where(real[..., None, :], gap, jnp.inf).min(axis=-1))
+
+
 def _nearest_on(
     points: Float[Array, "*s G 2"], segments: Float[Array, "5 *s #G C"]
 ) -> tuple[Float[Array, "*s G C"], Float[Array, "*s G C"]]:

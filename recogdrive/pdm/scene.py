@@ -42,6 +42,8 @@ class ExtendedFacts:
         dtype of the scene's geometry, local frame, without repeated closing points.
       light_offsets: (L + 1,) int32; light l has vertices `light_offsets[l]:light_offsets[l + 1]`.
       light_frames: (L,) int16; bit k is set where light l is red in frame k, which counts for steps 5 k ... 5 k + 4.
+      normaliser_poses_v2: (T, 3) as `PdmScene.normaliser_poses`, of the PDM-Closed of NAVSIM v2: it chooses among the
+        same proposals, but by the extended score.
 
     Source: NAVSIM v2.2 `MetricCache`.
     """
@@ -52,6 +54,7 @@ class ExtendedFacts:
     light_vertices: Float[np.ndarray, "V 2"]
     light_offsets: Int[np.ndarray, "L1"]
     light_frames: Int[np.ndarray, "L"]
+    normaliser_poses_v2: Float[np.ndarray, "T 3"]
 
 
 @dataclass(frozen=True)

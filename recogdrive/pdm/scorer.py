@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from recogdrive.pdm.batch import SceneBatch, Sizes, pad_scenes
-from recogdrive.pdm.contact import Boxes, first_contacts
+from recogdrive.pdm.contact import first_contacts
 from recogdrive.pdm.footprint import centers, corners
+from recogdrive.pdm.groups import GrowingGroups, check_groups, without_copies
 from recogdrive.pdm.map_index import build_map_index
 from recogdrive.pdm.metrics import time_to_collision as ttc
-from recogdrive.pdm.metrics.collision import EgoMotion, collisions
+from recogdrive.pdm.metrics.collision import collisions, ego_motion
 from recogdrive.pdm.metrics.comfort import comfort
 from recogdrive.pdm.metrics.drivable_area import areas, drivable_area
 from recogdrive.pdm.metrics.driving_direction import driving_direction
@@ -28,7 +29,6 @@ from recogdrive.pdm.simulator import simulate
 from recogdrive.pdm.state import EgoState
 from recogdrive.pdm.trajectory import (
     absolute_poses,
-    check_trajectories,
     interpolate_candidate,
     interpolate_normaliser,
 )
@@ -74,13 +74,7 @@ def drive(scenes: SceneBatch, poses: Float[Array, "S G 41 3"]) -> Drive:
     states = simulate(poses, scenes.ego_state[:, None])
     dtype = states.dtype
     center, footprint_corners = centers(states), corners(states)
-    heading = states[..., EgoState.HEADING]
-    ego = EgoMotion(
-        rear_x=states[..., EgoState.X],
-        rear_y=states[..., EgoState.Y],
-        footprint=Boxes(center[..., 0], center[..., 1], jnp.cos(heading), jnp.sin(heading)),
-        speed=jnp.hypot(states[..., EgoState.VELOCITY_X], states[..., EgoState.VELOCITY_Y]),
-    )
+    ego = ego_motion(states)
     where = areas(scenes.maps, states[..., : EgoState.HEADING], center, footprint_corners)
     contacts = first_contacts(ego.footprint, ego.speed, ego.speed < ttc.STANDING_MPS, scenes.agents)
     no_collision, collision_step, collision_track = collisions(ego, scenes.agents, where, contacts.collision)
@@ -132,7 +126,7 @@ def score_trajectories(
 
     Source: NAVSIM `pdm_score`, `PDMScorer.score_proposals`.
     """
-    poses, finite = _poses_to_follow(scenes, trajectories)
+    poses, finite = poses_to_follow(scenes, trajectories)
     return _scores(scenes, drive(scenes, poses), finite, weights)
 
 
@@ -140,14 +134,14 @@ def score_once(
     scenes: SceneBatch, trajectories: Float[Array, "S G 8 3"], weights: ScoreWeights = EVALUATION_WEIGHTS
 ) -> PdmScores:
     """The same for scenes whose normalisers are not scored yet: they drive along in the same program."""
-    poses, finite = _poses_to_follow(scenes, trajectories)
+    poses, finite = poses_to_follow(scenes, trajectories)
     reference = interpolate_normaliser(scenes.normaliser_poses)[:, None]
     driven = drive(scenes, jnp.concatenate([reference, poses], axis=1))
     scenes = _normalised(scenes, Drive(*(values[:, :1] for values in driven)))
     return _scores(scenes, Drive(*(values[:, 1:] for values in driven)), finite, weights)
 
 
-def _poses_to_follow(
+def poses_to_follow(
     scenes: SceneBatch, trajectories: Float[Array, "S G 8 3"]
 ) -> tuple[Float[Array, "S G 41 3"], Bool[Array, "S G"]]:
     """Trajectories every 0.1 s in the local frame, and which of them are finite."""
@@ -179,22 +173,22 @@ def _scores(scenes: SceneBatch, driven: Drive, finite: Bool[Array, "S G"], weigh
         + weights.driving_direction * driven.driving_direction_compliance
     )
     total = weights.progress + weights.time_to_collision + weights.comfort + weights.driving_direction
-
-    def known(values: Array) -> Array:
-        """NaN, or -1 for steps and tracks, where the trajectory is invalid."""
-        is_valid = valid.reshape(*valid.shape, *[1] * (values.ndim - 2))
-        if values.dtype == bool:
-            return values & is_valid
-        return jnp.where(is_valid, values, jnp.nan if jnp.issubdtype(values.dtype, jnp.floating) else -1)
-
     return PdmScores(
         valid=valid,
-        ego_progress=known(progress),
-        score=known(factor * (weighted / total)),
+        ego_progress=known(progress, valid),
+        score=known(factor * (weighted / total), valid),
         normaliser_progress_m=scenes.normaliser_progress_m,
         normaliser_factor=scenes.normaliser_factor,
-        **{name: known(values) for name, values in driven._asdict().items()},
+        **{name: known(values, valid) for name, values in driven._asdict().items()},
     )
+
+
+def known(values: Array, valid: Bool[Array, "S G"]) -> Array:
+    """Values (S, G, ...) with NaN, False, or -1 for steps and tracks, where the trajectory is invalid."""
+    is_valid = valid.reshape(*valid.shape, *[1] * (values.ndim - 2))
+    if values.dtype == bool:
+        return values & is_valid
+    return jnp.where(is_valid, values, jnp.nan if jnp.issubdtype(values.dtype, jnp.floating) else -1)
 
 
 @gin.register
@@ -219,7 +213,7 @@ class PdmScorer:
         self._dtype = dtype
         self._max_scenes = max_scenes
         self._sizes: Sizes | None = None
-        self._rows, self._columns = 0, 0
+        self._groups = GrowingGroups()
         self._normalise = jax.jit(with_normaliser)
         self._score = jax.jit(score_trajectories, static_argnames="weights")
         self._score_once = jax.jit(score_once, static_argnames="weights")
@@ -248,7 +242,7 @@ class PdmScorer:
         Raises:
           ValueError: The trajectories do not have 8 poses at 0.5 s, or are not one group for each scene.
         """
-        _check(trajectories, scenes.num_scenes)
+        check_groups(trajectories, scenes.num_scenes)
         with self._precision():
             return self._score(scenes, jnp.asarray(trajectories, self.dtype), weights=self.weights)
 
@@ -264,18 +258,18 @@ class PdmScorer:
           SceneError: A scene cannot be scored.
         """
         trajectories = np.asarray(trajectories)
-        _check(trajectories, len(scenes))
+        check_groups(trajectories, len(scenes))
         if not len(scenes):
             raise ValueError("There are no scenes to score; give at least one.")
         parts, group = [], trajectories.shape[1]
         for start in range(0, len(scenes), self._max_scenes):
             chosen = scenes[start : start + self._max_scenes]
-            rows, columns = self._filled(len(chosen), group)
+            rows, columns = self._groups.filled(len(chosen), group)
             batch = self._padded([chosen[i] for i in rows])
             planned = trajectories[start : start + len(chosen)][rows][:, columns]
             with self._precision():
                 scores = self._score_once(batch, jnp.asarray(planned, self.dtype), weights=self.weights)
-            parts.append(PdmScores(*(_without_copies(values, len(chosen), group) for values in scores)))
+            parts.append(PdmScores(*(without_copies(values, len(chosen), group) for values in scores)))
         return PdmScores(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
     def _padded(self, scenes: Sequence[PdmScene]) -> SceneBatch:
@@ -287,29 +281,5 @@ class PdmScorer:
         self._sizes = fitting if self._sizes is None else self._sizes.union(fitting)
         return pad_scenes(scenes, dtype=self.dtype, indices=indices, sizes=self._sizes)
 
-    def _filled(self, scenes: int, group: int) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "G"]]:
-        """Positions of scenes and trajectories, with copies of the last up to sizes that only grow as well.
-
-        At least two scenes: for a single one the compiler arranges sums differently, in their last digits.
-        """
-        self._rows = max(self._rows, 2, 1 << (scenes - 1).bit_length())
-        self._columns = max(self._columns, group + -(group + 1) % 4)  # With the normaliser a multiple of four.
-        return np.minimum(np.arange(self._rows), scenes - 1), np.minimum(np.arange(self._columns), group - 1)
-
     def _precision(self) -> jax.enable_x64:
         return jax.enable_x64(self.dtype == "float64")
-
-
-def _check(trajectories: np.ndarray, num_scenes: int) -> None:
-    """Refuses trajectories of another horizon or for another number of scenes."""
-    check_trajectories(trajectories)
-    if trajectories.ndim != 4 or trajectories.shape[0] != num_scenes or trajectories.shape[1] == 0:
-        raise ValueError(
-            f"trajectories have shape {trajectories.shape} for {num_scenes} scenes; give (S, G, 8, 3) with "
-            f"S={num_scenes}: G trajectories for each scene."
-        )
-
-
-def _without_copies(values: Array, scenes: int, group: int) -> np.ndarray:
-    values = np.asarray(values)[:scenes]
-    return values if values.ndim == 1 else values[:, :group]

@@ -14,8 +14,11 @@ from jaxtyping import Array, Float, Int
 from recogdrive.geometry import Pose
 from recogdrive.pdm.angles import wrap_half_open
 from recogdrive.pdm.batch import SceneBatch, Sizes, pad_scenes
+from recogdrive.pdm.closed.extended_choice import extended_proposal_scores
+from recogdrive.pdm.lights import ALWAYS, Light, LightSizes, pad_lights
 from recogdrive.pdm.map_index import MapIndex
 from recogdrive.pdm.metrics.progress import MINIMUM_TOP_M
+from recogdrive.pdm.metrics.traffic_light import Lights
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.scorer import drive
 from recogdrive.pdm.scores import EVALUATION_WEIGHTS, ScoreWeights
@@ -27,6 +30,8 @@ class ProposalScores(NamedTuple):
     Attributes:
       score: (S, G) in [0, 1].
       winner: (S,) the first of the best.
+      extended_score: (S, G) in [0, 1].
+      extended_winner: (S,) the first of the best by the extended score: what the PDM-Closed of NAVSIM v2 drives.
       no_at_fault_collisions: (S, G).
       drivable_area_compliance: (S, G).
       ego_progress: (S, G) relative to the best proposal.
@@ -38,6 +43,8 @@ class ProposalScores(NamedTuple):
 
     score: Float[Array, "S G"]
     winner: Int[Array, "S"]
+    extended_score: Float[Array, "S G"]
+    extended_winner: Int[Array, "S"]
     no_at_fault_collisions: Float[Array, "S G"]
     drivable_area_compliance: Float[Array, "S G"]
     ego_progress: Float[Array, "S G"]
@@ -48,12 +55,13 @@ class ProposalScores(NamedTuple):
 
 
 def score_proposals(
-    scenes: SceneBatch, poses: Float[Array, "S G 41 3"], weights: ScoreWeights = EVALUATION_WEIGHTS
+    scenes: SceneBatch, lights: Lights, poses: Float[Array, "S G 41 3"], weights: ScoreWeights = EVALUATION_WEIGHTS
 ) -> ProposalScores:
     """Simulates and scores proposals; progress counts relative to the best of the *group*, unlike in evaluation.
 
     Args:
       scenes: With the forecast as agents.
+      lights: Red lights now on the corrected route, which stay red; the PDM score does not look at them.
       poses: Rear-axle poses at 0 ... 4 s, local frame.
       weights: Of the averaged sub-scores.
     """
@@ -73,9 +81,12 @@ def score_proposals(
     )
     total = weights.progress + weights.time_to_collision + weights.comfort + weights.driving_direction
     score = factor * (weighted / total)
+    extended_score = extended_proposal_scores(scenes, lights, driven)
     return ProposalScores(
         score=score,
         winner=jnp.argmax(score, axis=-1),
+        extended_score=extended_score,
+        extended_winner=jnp.argmax(extended_score, axis=-1),
         no_at_fault_collisions=driven.no_at_fault_collisions,
         drivable_area_compliance=driven.drivable_area_compliance,
         ego_progress=progress,
@@ -96,16 +107,22 @@ class ProposalScorer:
     def __init__(self, scenes_at_once: int = 16) -> None:
         self.scenes_at_once = scenes_at_once
         self._sizes: Sizes | None = None
+        self._light_sizes = LightSizes.fitting([])
         self._score = jax.jit(score_proposals)
 
     def score(
-        self, scenes: Sequence[PdmScene], indices: Sequence[MapIndex], poses: Float[np.ndarray, "S G 41 3"]
+        self,
+        scenes: Sequence[PdmScene],
+        indices: Sequence[MapIndex],
+        red_lights: Sequence[Sequence[Float[np.ndarray, "V 2"]]],
+        poses: Float[np.ndarray, "S G 41 3"],
     ) -> ProposalScores:
         """Scores of at most `scenes_at_once` scenes.
 
         Args:
           scenes: With the forecast as agents, valid.
           indices: Their map indices.
+          red_lights: Outlines of the connectors of the corrected route that are red now, local frame.
           poses: Proposals.
         """
         rows = np.minimum(np.arange(self.scenes_at_once), len(scenes) - 1)
@@ -114,6 +131,8 @@ class ProposalScorer:
         batch = pad_scenes(
             [scenes[i] for i in rows], dtype=np.float64, indices=[indices[i] for i in rows], sizes=self._sizes
         )
+        lit = [[Light(outline, ALWAYS) for outline in red_lights[i]] for i in rows]
+        self._light_sizes = self._light_sizes.union(LightSizes.fitting(lit))
         with jax.enable_x64(True):
-            scores = self._score(batch, jnp.asarray(poses[rows]))
+            scores = self._score(batch, pad_lights(lit, self._light_sizes, np.float64), jnp.asarray(poses[rows]))
         return ProposalScores(*(np.asarray(values)[: len(scenes)] for values in scores))

@@ -17,7 +17,7 @@ from recogdrive.pdm.closed.lane_graph import BLOCK_LAYERS, Block, Lane, LaneGrap
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.observation import OBSERVED_FRAMES
 from recogdrive.pdm.scene import ExtendedFacts, PolygonLayer
-from recogdrive.pdm.state import HALF_LENGTH_M, HALF_WIDTH_M, REAR_AXLE_TO_CENTER_M, STATE_SIZE, EgoState
+from recogdrive.pdm.state import HALF_LENGTH_M, HALF_WIDTH_M, NUM_OBSERVED, REAR_AXLE_TO_CENTER_M, STATE_SIZE, EgoState
 
 MAP_RADIUS_M = 100.0
 """Half side of the square of map, around the centre of the ego's box."""
@@ -185,7 +185,7 @@ def red_connectors(frame: LogFrame, lanes: Sequence[Lane], graph: LaneGraph) -> 
 def extended_facts(
     inputs: SceneInputs, agent_tokens: Sequence[str], route: Sequence[Block], graph: LaneGraph, dtype: np.dtype
 ) -> ExtendedFacts:
-    """What the extended score needs.
+    """What the extended score needs, with zeros for its normaliser.
 
     Args:
       inputs: The scene.
@@ -214,4 +214,5 @@ def extended_facts(
         light_vertices=np.concatenate([np.zeros((0, 2)), *rings]).astype(dtype),
         light_offsets=np.cumsum([0, *map(len, rings)], dtype=np.int32),
         light_frames=np.array(list(lights.values()), dtype=np.int16),
+        normaliser_poses_v2=np.zeros((NUM_OBSERVED, len(Pose)), dtype),
     )

@@ -56,6 +56,7 @@ class PlannedScene:
       line: (C, 3) centre line, local frame.
       surroundings: Polygons of the map.
       around: The forecast.
+      red_lights: Outlines of the connectors of the corrected route that are red now, local frame.
       proposals: The 15 drives.
       record: The scene as it will be stored but in float64 and with zeros for the normaliser.
       map_vertices: (V, 2) global coordinates of its map.
@@ -70,6 +71,7 @@ class PlannedScene:
     line: np.ndarray
     surroundings: DrivableMap
     around: Forecast
+    red_lights: tuple[np.ndarray, ...]
     proposals: Proposals
     record: PdmScene
     map_vertices: np.ndarray
@@ -136,6 +138,7 @@ def plan_scene(
         line=line,
         surroundings=surroundings,
         around=around,
+        red_lights=tuple(lane.element.polygon - shift for lane in red),
         proposals=proposals,
         record=record,
         map_vertices=map_vertices,
@@ -305,13 +308,17 @@ class NavsimMetricScenes:
         scores = self._scorer.score(
             [scene.forecast_record for scene in planned],
             [scene.index for scene in planned],
+            [scene.red_lights for scene in planned],
             np.stack([scene.proposals.poses for scene in planned]),
         )
         scoring = (time.perf_counter() - start) / len(planned)
-        for scene, winner in zip(planned, scores.winner, strict=True):
+        for scene, winner, winner_v2 in zip(planned, scores.winner, scores.extended_winner, strict=True):
             start = time.perf_counter()
             poses = scene.proposals.finish(scene.around, int(winner))
-            record = in_geometry(dataclasses.replace(scene.record, normaliser_poses=poses), np.dtype(self._geometry))
+            poses_v2 = poses if winner_v2 == winner else scene.proposals.finish(scene.around, int(winner_v2))
+            facts = dataclasses.replace(scene.record.extended, normaliser_poses_v2=poses_v2)
+            record = dataclasses.replace(scene.record, normaliser_poses=poses, extended=facts)
+            record = in_geometry(record, np.dtype(self._geometry))
             finishing = time.perf_counter() - start
             seconds = dict(scene.seconds) | {
                 "PDM-Closed: simulation and scoring": scoring,
@@ -326,6 +333,10 @@ def in_geometry(scene: PdmScene, dtype: np.dtype) -> PdmScene:
         return scene
     extended = scene.extended
     if extended is not None:
-        extended = dataclasses.replace(extended, light_vertices=extended.light_vertices.astype(dtype))
+        extended = dataclasses.replace(
+            extended,
+            light_vertices=extended.light_vertices.astype(dtype),
+            normaliser_poses_v2=extended.normaliser_poses_v2.astype(dtype),
+        )
     geometry = {name: getattr(scene, name).astype(dtype) for name in GEOMETRY}
     return dataclasses.replace(scene, **geometry, extended=extended)

@@ -7,9 +7,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from recogdrive.pdm.bearing import ahead_and_behind
 from recogdrive.pdm.contact import NEVER, STANDING_MPS, Agents, Boxes, corners, overlap_gap, polygons_meet
+from recogdrive.pdm.footprint import centers
 from recogdrive.pdm.metrics.drivable_area import Areas
 from recogdrive.pdm.predicates import settle
-from recogdrive.pdm.state import HALF_LENGTH_M, HALF_WIDTH_M
+from recogdrive.pdm.state import HALF_LENGTH_M, HALF_WIDTH_M, EgoState
 
 
 class EgoMotion(NamedTuple):
@@ -26,6 +27,17 @@ class EgoMotion(NamedTuple):
     rear_y: Float[Array, "S G 41"]
     footprint: Boxes
     speed: Float[Array, "S G 41"]
+
+
+def ego_motion(states: Float[Array, "S G 41 11"]) -> EgoMotion:
+    """What metrics of contacts need of simulated states, see `EgoState`."""
+    center, heading = centers(states), states[..., EgoState.HEADING]
+    return EgoMotion(
+        rear_x=states[..., EgoState.X],
+        rear_y=states[..., EgoState.Y],
+        footprint=Boxes(center[..., 0], center[..., 1], jnp.cos(heading), jnp.sin(heading)),
+        speed=jnp.hypot(states[..., EgoState.VELOCITY_X], states[..., EgoState.VELOCITY_Y]),
+    )
 
 
 def collisions(

@@ -23,7 +23,7 @@ CHECKS = (
 LOWER_BOUNDS = (-4.05, -4.89, -8.37, -4.13, -1.93, -0.95)
 UPPER_BOUNDS = (2.40, 4.89, 8.37, 4.13, 1.93, 0.95)
 """In m/s^2, m/s^2, m/s^3, m/s^3, rad/s^2 and rad/s; a signal on its bound fails."""
-_DECIMALS = 8
+DECIMALS = 8
 
 
 def savitzky_golay(
@@ -108,4 +108,4 @@ def comfort(
 
 def _filter(matrix: Float[np.ndarray, "41 41"], signal: Float[Array, "*n 41"]) -> Float[Array, "*n 41"]:
     filtered = jnp.moveaxis(apply_matrix(matrix, signal), 0, -1)
-    return jnp.round(filtered, _DECIMALS) if filtered.dtype == jnp.float64 else filtered
+    return jnp.round(filtered, DECIMALS) if filtered.dtype == jnp.float64 else filtered

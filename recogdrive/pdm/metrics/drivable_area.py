@@ -17,12 +17,14 @@ class Areas(NamedTuple):
       corner_off: (S, G, 41, 4) whether each corner is in no drivable polygon.
       oncoming: (S, G, 41) centre in no lane of the route.
       intersection: (S, G, 41) rear axle in an intersection.
+      center_intersection: (S, G, 41) centre in an intersection.
     """
 
     several_lanes: Bool[Array, "S G 41"]
     corner_off: Bool[Array, "S G 41 4"]
     oncoming: Bool[Array, "S G 41"]
     intersection: Bool[Array, "S G 41"]
+    center_intersection: Bool[Array, "S G 41"]
 
     @property
     def off_road(self) -> Bool[Array, "S G 41"]:
@@ -45,12 +47,13 @@ def areas(
     points = jnp.moveaxis(points, -2, 1)  # (S, 6, G, 41, 2)
     flat = points.reshape(shape[0], -1, 2)
     words = tuple(w.reshape(shape[0], 6, *shape[1:]) for w in polygons_at(maps, flat[..., 0], flat[..., 1]))
-    of_corners = tuple(w[:, :4] for w in words)
+    of_corners, of_center = tuple(w[:, :4] for w in words), tuple(w[:, 4] for w in words)
     return Areas(
         several_lanes=_several_lanes(of_corners, maps),
         corner_off=jnp.moveaxis(~any_of(of_corners, maps.drivable_bits), 1, -1),
-        oncoming=~any_of(tuple(w[:, 4] for w in words), maps.route_bits),
+        oncoming=~any_of(of_center, maps.route_bits),
         intersection=any_of(tuple(w[:, 5] for w in words), maps.intersection_bits),
+        center_intersection=any_of(of_center, maps.intersection_bits),
     )
 
 

@@ -51,3 +51,24 @@ def ego_progress(
     enough = top > MINIMUM_TOP_M
     alone = jnp.where(factor == 0, 0.0, 1.0).astype(raw.dtype)
     return jnp.where(enough, achieved / jnp.where(enough, top, 1.0), alone)
+
+
+def extended_ego_progress(
+    raw: Float[Array, "*n"],
+    factor: Float[Array, "*n"],
+    normaliser_raw: Float[Array, "*#n"],
+    normaliser_factor: Float[Array, "*#n"],
+) -> Float[Array, "*n"]:
+    """Progress in [0, 1] as the extended score has it: factors scale what it is relative to, but not itself.
+
+    Args:
+      raw: Metres, see `raw_progress`.
+      factor: Product of the multiplied scores.
+      normaliser_raw: The same of the scene's normaliser.
+      normaliser_factor: The same of the scene's normaliser.
+
+    Source: NAVSIM v2.2 `PDMScorer._aggregate_scores`.
+    """
+    top = jnp.maximum(normaliser_raw * normaliser_factor, raw * factor)
+    enough = top > MINIMUM_TOP_M
+    return jnp.where(enough, jnp.clip(raw / jnp.where(enough, top, 1.0), 0.0, 1.0), 1.0)

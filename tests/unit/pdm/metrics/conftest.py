@@ -60,6 +60,6 @@ def on_lane():
 
         corner_off = np.zeros((1, 1, 41, 4), bool)
         corner_off[..., list(off_road), 2] = True
-        return Areas(flags(several_lanes), corner_off, flags(oncoming), flags(intersection))
+        return Areas(flags(several_lanes), corner_off, flags(oncoming), flags(intersection), flags(()))
 
     return build

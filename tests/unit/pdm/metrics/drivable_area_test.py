@@ -142,7 +142,7 @@ def test_the_first_corner_off_the_road_decides_and_is_named(off, expected):
     for step, which in off.items():
         corner_off[0, 0, step, which] = True
     nowhere = np.zeros((1, 1, 41), bool)
-    found = drivable_area(Areas(nowhere, jnp.array(corner_off), nowhere, nowhere), jnp.float32)
+    found = drivable_area(Areas(nowhere, jnp.array(corner_off), nowhere, nowhere, nowhere), jnp.float32)
     assert tuple(v.item() for v in found) == expected
 
 
@@ -151,5 +151,5 @@ def test_the_score_has_the_dtype_asked_for(dtype):
     with jax.enable_x64(True):
         flags = jax.ShapeDtypeStruct((1, 1, 41), bool)
         corner_off = jax.ShapeDtypeStruct((1, 1, 41, 4), bool)
-        shapes = jax.eval_shape(lambda *a: drivable_area(Areas(*a), np.dtype(dtype)), flags, corner_off, flags, flags)
+        shapes = jax.eval_shape(lambda *a: drivable_area(Areas(*a), np.dtype(dtype)), flags, corner_off, *[flags] * 3)
     assert shapes[0].dtype == dtype
