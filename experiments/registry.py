@@ -68,6 +68,26 @@ EXPERIMENTS = [
         description="Small planner imitating one log of real driving, evaluated on it and on another log.",
     ),
     Experiment(
+        name="mini_submission",
+        description="Leaderboard submission with the plans of a mini_il run for both logs of navsim_mini.",
+        starts_from="mini_il",
+    ),
+    Experiment(
+        name="mini_score_submission",
+        description="The submission of mini_submission, scored beside the baselines on both logs of navsim_mini.",
+    ),
+    Experiment(
+        name="data_check",
+        description="What is there of NAVSIM's data, and whether navtrain and navtest are complete.",
+    ),
+    Experiment(
+        name="mini_data_check", description="What is there of navsim_mini, and whether its two logs are complete."
+    ),
+    Experiment(
+        name="mini_cache_metrics",
+        description="Scenes to score in of both logs of real driving: route, centre line, PDM-Closed.",
+    ),
+    Experiment(
         name="baseline_constant_velocity", description="Straight ahead at the current speed, in the synthetic town."
     ),
     Experiment(name="baseline_stopped", description="Staying in place, in the synthetic town."),

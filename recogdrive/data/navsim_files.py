@@ -25,8 +25,8 @@ def find_data_root(data_root: str | None) -> Path:
     given = data_root or os.environ.get(DATA_VARIABLE)
     if not given:
         raise ValueError(
-            f"No data root: set the variable {DATA_VARIABLE} or bind NavsimScenes.data_root to the folder that holds "
-            "navsim_logs and sensor_blobs."
+            f"No data root: set the variable {DATA_VARIABLE}, or DATA_ROOT in the configuration, to the folder that "
+            "holds navsim_logs and sensor_blobs."
         )
     root = Path(given).expanduser()
     if not root.is_dir():
@@ -78,10 +78,13 @@ def find_filter(scene_filter: SceneFilter | str | None, data_root: Path) -> Scen
         return scene_filter
     if not isinstance(scene_filter, str | Path):
         raise TypeError(f"scene_filter={scene_filter!r} is neither a SceneFilter nor the path of a YAML file.")
-    path = Path(scene_filter).expanduser()
-    if not path.is_file() and (data_root / path).parent.is_dir():
-        path = data_root / path
-    return SceneFilter.from_yaml(path)
+    return SceneFilter.from_yaml(find_yaml(scene_filter, data_root))
+
+
+def find_yaml(path: str | Path, data_root: Path) -> Path:
+    """A file of NAVSIM's configuration: relative to the working folder, else to the data root; need not exist."""
+    path = Path(path).expanduser()
+    return data_root / path if not path.is_file() and (data_root / path).parent.is_dir() else path
 
 
 def choose_logs(

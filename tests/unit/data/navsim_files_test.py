@@ -20,9 +20,9 @@ def test_the_argument_comes_before_the_variable(tmp_path, monkeypatch):
     assert find_data_root(str(tmp_path / "a")) == tmp_path / "a"
 
 
-def test_without_a_data_root_the_variable_and_the_binding_are_named(monkeypatch):
+def test_without_a_data_root_the_variable_and_the_macro_are_named(monkeypatch):
     monkeypatch.delenv("OPENSCENE_DATA_ROOT", raising=False)
-    with pytest.raises(ValueError, match=r"OPENSCENE_DATA_ROOT or bind NavsimScenes\.data_root"):
+    with pytest.raises(ValueError, match="variable OPENSCENE_DATA_ROOT, or DATA_ROOT in the configuration"):
         find_data_root(None)
 
 
