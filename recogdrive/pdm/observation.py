@@ -37,6 +37,17 @@ class Observation(NamedTuple):
     agent_types: Int[np.ndarray, "A"]
     track_tokens: tuple[str, ...]
 
+    def take(self, columns: Int[np.ndarray, "N"]) -> "Observation":
+        """Some of the tracks, in the given order."""
+        return Observation(
+            agent_poses=self.agent_poses[:, columns],
+            agent_valid=self.agent_valid[:, columns],
+            agent_sizes=self.agent_sizes[columns],
+            agent_speeds=self.agent_speeds[columns],
+            agent_types=self.agent_types[columns],
+            track_tokens=tuple(self.track_tokens[column] for column in columns),
+        )
+
 
 def observe(frames: Sequence[Detections]) -> Observation:
     """Interpolates detections to the occupancy of every step.

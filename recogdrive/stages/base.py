@@ -11,13 +11,15 @@ import gin
 
 from recogdrive.composition import Composition
 from recogdrive.experiment import ConfigurationError, lineage
+from recogdrive.pdm.machine import MachineError
 from recogdrive.run_folder import RunFolder, write_text
+from recogdrive.stages.executors import WorkerError
 from recogdrive.training.checkpoint import CheckpointError
 from recogdrive.training.preemption import PREEMPTED_EXIT_CODE, Preempted
 from recogdrive.training.window import NonFiniteError
 
 FAILED_EXIT_CODE = 1
-EXPLAINED = (ValueError, OSError, CheckpointError, NonFiniteError)
+EXPLAINED = (ValueError, OSError, CheckpointError, NonFiniteError, MachineError, WorkerError)
 """Failures whose messages are written for the person who runs the experiment."""
 
 

@@ -174,6 +174,9 @@ def _record(
 ) -> tuple[PdmScene, np.ndarray]:
     """The record in float64 without a normaliser, and the global coordinates of its map."""
     observation = observe(inputs.detections)
+    # Upstream lists every step's objects by class, and tracks in the order in which these lists first name them.
+    first_seen = observation.agent_valid.argmax(axis=0)
+    observation = observation.take(np.lexsort((observation.agent_types, first_seen)))
     rings = [ring for element in surroundings.elements for ring in (element.polygon, *element.holes)]
     vertices = np.concatenate([np.zeros((0, 2)), *rings])
     on_route = [
