@@ -155,7 +155,6 @@ def test_what_navsim_v2_adds_is_read_over_and_its_red_lights_are_no_agents(made)
         cache.timepoint = classes.TimePoint(1)
         sampling = classes.TrajectorySampling(num_poses=8, time_horizon=4.0, interval_length=0.5)
         cache.human_trajectory = classes.Trajectory(poses=np.zeros((8, 3), np.float32), trajectory_sampling=sampling)
-        agents = list(cache.observation._unique_objects.values())
         tracked = classes.TrackedObjects(tracked_objects=list(cache.observation._unique_objects.values()))
         cache.current_tracked_objects = [classes.DetectionsTracks(tracked_objects=tracked)]
 
