@@ -1,6 +1,7 @@
 """One NAVSIM/OpenScene log: its frames checked and typed, and scenes made from consecutive frames."""
 
 import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ THREE_WAY_COMMANDS = ("refuse", "pad")
 
 _REQUIRED_KEYS = ("token", "timestamp", "map_location", "roadblock_ids", "cams")
 _CLASS_NUMBERS = MappingProxyType({kind.name.lower(): int(kind) for kind in AgentClass})
+_LONGEST_TEXT = 1024
 _ANNOTATION_KEYS = ("gt_boxes", "gt_names", "gt_velocity_3d", "instance_tokens", "track_tokens")
 
 
@@ -59,7 +61,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
     Raises:
       DataPickleError: The pickle is damaged or holds more than data.
-      ValueError: It is no list of frames; names the file and what is missing.
+      ValueError: It is no list of frames, or a frame has no token or route; names the file and what is missing.
     """
     frames = load_log_pickle(path)
     if not isinstance(frames, list):
@@ -68,6 +70,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         missing = [key for key in _REQUIRED_KEYS if key not in frame] if isinstance(frame, dict) else ["every key"]
         if missing:
             raise ValueError(f"{path}: frame {position} lacks {', '.join(missing)}; it is no frame of a NAVSIM log.")
+        # Filters look at these before a frame is parsed.
+        _text(frame["token"], "token", f"{path}: frame {position}")
+        _texts(frame["roadblock_ids"], "roadblock_ids", f"{path}: frame {position}")
     return frames
 
 
@@ -86,7 +91,7 @@ def parse_frame(
       ValueError: A field is missing, has another shape, is not finite or not in its vocabulary; names log, token
         and field.
     """
-    where = f"{where}, token {raw['token']}"
+    where = f"{where}, token {_text(raw['token'], 'token', where)}"
     try:
         return _parse(raw, where, with_status, three_way_commands)
     except (TypeError, AttributeError, OverflowError) as error:
@@ -104,9 +109,9 @@ def _parse(raw: Mapping[str, Any], where: str, with_status: bool, three_way_comm
         command = command_one_hot(_field(raw, "driving_command", where), three_way_commands, where)
     return LogFrame(
         token=str(raw["token"]),
-        timestamp_us=operator.index(raw["timestamp"]),
-        map_name=str(raw["map_location"]),
-        roadblock_ids=tuple(map(str, raw["roadblock_ids"])),
+        timestamp_us=_timestamp(raw, where),
+        map_name=_text(raw["map_location"], "map_location", where),
+        roadblock_ids=_texts(raw["roadblock_ids"], "roadblock_ids", where),
         pose=np.array([translation[0], translation[1], yaw_of_quaternion(quaternion)]),
         velocity=None if dynamic is None else dynamic[:2],
         acceleration=None if dynamic is None else dynamic[2:],
@@ -153,9 +158,12 @@ def command_one_hot(value: Any, three_way_commands: str, where: str) -> Float[np
     Raises:
       ValueError: The vector is not one-hot, has another length, or has length 3 and was not to be padded.
     """
-    command = np.asarray(value)
+    try:
+        command = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: driving_command={reprlib.repr(value)} is no vector of length 4.") from error
     if command.ndim != 1 or command.size not in (3, 4) or command.dtype.kind not in "biuf":
-        raise ValueError(f"{where}: driving_command={value!r} is no vector of length 4.")
+        raise ValueError(f"{where}: driving_command={reprlib.repr(value)} is no vector of length 4.")
     if np.count_nonzero(command == 1) != 1 or np.count_nonzero(command) != 1:
         raise ValueError(f"{where}: driving_command={command.tolist()} is not one-hot.")
     if command.size == 3:
@@ -232,12 +240,40 @@ def _field(raw: Mapping[str, Any], field: str, where: str) -> Any:
     return raw[field]
 
 
+def _text(value: Any, field: str, where: str) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+        raise ValueError(f"{where}: {field}={reprlib.repr(value)} is no name.")
+    return str(value)
+
+
+def _texts(value: Any, field: str, where: str) -> tuple[str, ...]:
+    """Names; logs may write numbers without quotes."""
+    if not isinstance(value, list | tuple | np.ndarray) or getattr(value, "ndim", 1) != 1:
+        raise ValueError(f"{where}: {field}={reprlib.repr(value)} is no list of names.")
+    return tuple(str(item) if _is_integer(item) else _text(item, field, where) for item in value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _timestamp(raw: Mapping[str, Any], where: str) -> int:
+    timestamp = operator.index(raw["timestamp"])
+    if not 0 <= timestamp < 2**63:
+        raise ValueError(f"{where}: timestamp={timestamp} is no time in microseconds.")
+    return timestamp
+
+
 def _numbers(raw: Mapping[str, Any], field: str, shape: tuple[int | None, ...], where: str) -> np.ndarray:
     """A field as finite float64; None in `shape` stands for any length, and an empty field fits any of those."""
     try:
-        array = np.asarray(_field(raw, field, where), dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        array = np.asarray(_field(raw, field, where))
+    except ValueError as error:
         raise ValueError(f"{where}: {field} holds something other than numbers: {error}") from error
+    # Strings, complex numbers and integers beyond 64 bits would convert too, or nearly.
+    if array.size and array.dtype.kind not in "iuf":
+        raise ValueError(f"{where}: {field} holds something other than numbers: {reprlib.repr(array.flat[0])}")
+    array = array.astype(np.float64) if array.size else np.zeros(array.shape)
     if array.size == 0 and shape[0] is None:
         array = array.reshape(0, *shape[1:])
     if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
@@ -255,26 +291,33 @@ def _parse_annotations(anns: Any, where: str) -> Detections:
     lengths = {key: len(_field(anns, key, f"{where}: anns")) for key in _ANNOTATION_KEYS}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"{where}: anns has fields of different lengths: {lengths}.")
-    names = [str(name) for name in anns["gt_names"]]
+    names = _texts(anns["gt_names"], "gt_names", f"{where}: anns")
     unknown = sorted(set(names) - set(_CLASS_NUMBERS))
     if unknown:
-        raise ValueError(f"{where}: anns.gt_names holds {unknown}; known are {list(_CLASS_NUMBERS)}.")
+        raise ValueError(f"{where}: anns.gt_names holds {reprlib.repr(unknown)}; known are {list(_CLASS_NUMBERS)}.")
     boxes = _numbers(anns, "gt_boxes", (None, len(Box)), f"{where}: anns")
     velocity = _numbers(anns, "gt_velocity_3d", (None, 3), f"{where}: anns")
     return Detections(
         boxes=boxes,
         classes=np.array([_CLASS_NUMBERS[name] for name in names], dtype=np.int8),
         velocity=velocity[:, :2],
-        track_tokens=tuple(map(str, anns["track_tokens"])),
+        track_tokens=_texts(anns["track_tokens"], "track_tokens", f"{where}: anns"),
     )
 
 
 def _red_lights(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Lane connectors with a red light, each once, in the log's order."""
+    lights = raw.get("traffic_lights")
+    red: dict[str, None] = {}
     try:
-        red = [str(operator.index(connector)) for connector, is_red in raw.get("traffic_lights") or () if is_red]
-        return tuple(dict.fromkeys(red))
+        for connector, is_red in () if lights is None else lights:
+            if not isinstance(is_red, bool | np.bool_):
+                raise TypeError(f"{reprlib.repr(is_red)} is neither True nor False")
+            if is_red:
+                red[str(operator.index(connector))] = None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: traffic_lights is no list of (connector id, is red): {error}.") from error
+    return tuple(red)
 
 
 def _parse_cameras(cams: Any, where: str) -> dict[str, str]:
@@ -283,7 +326,9 @@ def _parse_cameras(cams: Any, where: str) -> dict[str, str]:
         path = camera.get("data_path")
         if path is None:
             continue
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise ValueError(f"{where}: cams.{name}.data_path={path!r} leads out of the folder of sensor data.")
+        field = f"cams.{_text(name, 'cams', where)}.data_path"
+        path = PurePosixPath(_text(path, field, where))
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{where}: {field}={str(path)!r} leads out of the folder of sensor data.")
         cameras[name.lower()] = str(path)
     return cameras
