@@ -1,9 +1,10 @@
 """A trained planner as an agent."""
 
+import copy
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import jax
 import numpy as np
@@ -98,11 +99,17 @@ class PlannerAgent:
 
     def plan_batches(self, batches: Sequence[tuple[Batch, int]]) -> Float32[np.ndarray, "N 8 3"]:
         """The same for batches made before (`filled_batches`), which hold `scene_id` (B,) uint32 beside the inputs."""
-        planned = [(self._sample(self.params, batch), rows) for batch, rows in batches]
+        planned = [(self._sample(self._key, self.params, batch), rows) for batch, rows in batches]
         return np.concatenate([np.asarray(trajectories)[:rows] for trajectories, rows in planned])
 
-    def _sample_batch(self, params: Params, batch: Batch) -> Float[Array, "B 8 3"]:
-        keys = jax.vmap(lambda scene_id: jax.random.fold_in(self._key, scene_id))(batch["scene_id"])
+    def with_seed(self, seed: int) -> Self:
+        """The same agent with other noise; the two share their compiled program."""
+        other = copy.copy(self)
+        other._key = jax.random.key(seed)
+        return other
+
+    def _sample_batch(self, key: Key[Array, ""], params: Params, batch: Batch) -> Float[Array, "B 8 3"]:
+        keys = jax.vmap(lambda scene_id: jax.random.fold_in(key, scene_id))(batch["scene_id"])
         return self._planner.plan(params, batch, keys)
 
 

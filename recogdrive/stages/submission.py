@@ -75,10 +75,8 @@ class WriteSubmission:
         if parent is None:
             raise ValueError("A submission needs weights: set PARENT to a run folder or an official .ckpt file.")
         params = load_planner_weights(self._planner, parent)
-        agents = [
-            PlannerAgent(self._planner, params, self._context, batch_size=self._batch_size, seed=seed)
-            for seed in self._seeds
-        ]
+        agent = PlannerAgent(self._planner, params, self._context, batch_size=self._batch_size)
+        agents = [agent.with_seed(seed) for seed in self._seeds]
 
         def plan(scenes: Sequence[Scene]) -> list[np.ndarray]:
             batches = planning_batches(scenes, self._context, self._batch_size)
