@@ -3,7 +3,6 @@
 from recogdrive.experiment import Experiment, Reference
 
 _UPSTREAM = "upstream README, navtest table"
-_PDMS = "scenes of navtest to score in: routes and PDM-Closed trajectories"
 _VLM = "the InternVL3 stages: fine-tuning and the hidden-state cache"
 _RL = "the DiffGRPO stage, whose reward is the PDM score"
 
@@ -53,7 +52,7 @@ def _family(size: str, vlm_pdms: float, il_pdms: float, rl_pdms: float) -> list[
             description="Score of the reinforced planner on navtest.",
             starts_from=f"{size}_rl",
             reference=reference(rl_pdms),
-            missing=f"{_PDMS}; and {_VLM}",
+            missing=_VLM,
         ),
     ]
 
@@ -86,6 +85,17 @@ EXPERIMENTS = [
     Experiment(
         name="mini_cache_metrics",
         description="Scenes to score in of both logs of real driving: route, centre line, PDM-Closed.",
+    ),
+    Experiment(
+        name="mini_eval",
+        description="PDMS and EPDMS of the planner of mini_il, human and constant velocity on both logs.",
+        starts_from="mini_il",
+    ),
+    Experiment(
+        name="navtrain_cache_metrics", description="Scenes to score in of navtrain, from NAVSIM logs and nuPlan maps."
+    ),
+    Experiment(
+        name="navtest_cache_metrics", description="Scenes to score in of navtest, from NAVSIM logs and nuPlan maps."
     ),
     Experiment(
         name="baseline_constant_velocity", description="Straight ahead at the current speed, in the synthetic town."

@@ -25,6 +25,8 @@ from recogdrive.version import __version__
 
 MANIFEST = "manifest.json"
 SCENES_PER_SHARD = 256
+SCENES_FOLDER = "scenes"
+"""Where runs that write a container have it, within their folder."""
 
 T = TypeVar("T")
 

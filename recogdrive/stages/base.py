@@ -144,7 +144,11 @@ def _require_parent(composition: Composition, parent: Path | None) -> None:
             f"--gin_bindings \"PARENT='FOLDER'\" with the folder of such a run, or an official .ckpt file."
         )
     if parent is not None and not parent.exists():
-        raise ConfigurationError(f"PARENT={str(parent)!r} does not exist; name a run folder or an official .ckpt file.")
+        origin = experiment.starts_from if experiment is not None else None
+        hint = f" Run --experiment={origin} first, or name" if origin else " Name"
+        raise ConfigurationError(
+            f"PARENT={str(parent)!r} does not exist.{hint} a run folder or an official .ckpt file."
+        )
 
 
 def describe(composition: Composition) -> str:

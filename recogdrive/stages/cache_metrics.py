@@ -16,7 +16,7 @@ from absl import logging
 from tqdm import tqdm
 
 from recogdrive.pdm import cache_format
-from recogdrive.pdm.cache import MANIFEST, SCENES_PER_SHARD, shard_name, write_manifest
+from recogdrive.pdm.cache import MANIFEST, SCENES_FOLDER, SCENES_PER_SHARD, shard_name, write_manifest
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.machine import check_linear_algebra, machine_stamp
 from recogdrive.pdm.making import FailedScene, SceneMaker
@@ -25,8 +25,6 @@ from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
 from recogdrive.stages.executors import Executor
 
-SCENES_FOLDER = "scenes"
-"""The container, within the run folder."""
 PLAN = "plan.json"
 SUMMARY = "cache_metrics.json"
 FAILED = "failed.csv"

@@ -23,6 +23,9 @@ from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.scorer import drive
 from recogdrive.pdm.scores import EVALUATION_WEIGHTS, ScoreWeights
 
+_USUAL_SIZES = Sizes(agents=128, centerline=256, cells=32768, edges=32768, words=2)
+"""Hold most scenes of real driving, so that few processes compile more than once."""
+
 
 class ProposalScores(NamedTuple):
     """Scores of G proposals in each of S scenes.
@@ -106,7 +109,7 @@ class ProposalScorer:
 
     def __init__(self, scenes_at_once: int = 16) -> None:
         self.scenes_at_once = scenes_at_once
-        self._sizes: Sizes | None = None
+        self._sizes = _USUAL_SIZES
         self._light_sizes = LightSizes.fitting([])
         self._score = jax.jit(score_proposals)
 
@@ -126,8 +129,7 @@ class ProposalScorer:
           poses: Proposals.
         """
         rows = np.minimum(np.arange(self.scenes_at_once), len(scenes) - 1)
-        fitting = Sizes.fitting(scenes, indices)
-        self._sizes = fitting if self._sizes is None else self._sizes.union(fitting)
+        self._sizes = self._sizes.union(Sizes.fitting(scenes, indices))
         batch = pad_scenes(
             [scenes[i] for i in rows], dtype=np.float64, indices=[indices[i] for i in rows], sizes=self._sizes
         )

@@ -39,6 +39,7 @@ class Forecast:
       velocities: (N, 2) m/s at which they move on; zero for static ones.
       speeds: (N,) m/s as observed.
       classes: (N,) `AgentClass`.
+      static: (N,) whether it cannot move.
       maps: 26 search trees over the outlines of all obstacles at 0, 0.2 ... 5.0 s.
       collided: (N + R,) whether the ego touches it at the start (a red light: lies within it), which is ignored.
     """
@@ -49,6 +50,7 @@ class Forecast:
     velocities: Float[np.ndarray, "N 2"]
     speeds: Float[np.ndarray, "N"]
     classes: Int[np.ndarray, "N"]
+    static: Bool[np.ndarray, "N"]
     maps: tuple[shapely.STRtree, ...]
     collided: Bool[np.ndarray, "NR"]
 
@@ -94,7 +96,8 @@ def forecast(
     classes = detections.classes[chosen].astype(np.int8)
     poses = boxes[:, [Box.X, Box.Y, Box.HEADING]]
     speeds = np.hypot(*detections.velocity[chosen].astype(np.float64).T)
-    velocities = _velocities(poses[:, Pose.HEADING], detections.velocity[chosen], speeds, classes)
+    static = np.isin(classes, STATIC_CLASSES)
+    velocities = _velocities(poses[:, Pose.HEADING], detections.velocity[chosen], np.where(static, 0.0, speeds))
     corners = box_corners(poses, boxes[:, Box.LENGTH], boxes[:, Box.WIDTH])
     lights = shapely.transform([lane.polygon for lane in red_lights], lambda xy: xy - origin) if red_lights else []
     time_s = STEP_S * STEPS_PER_MAP * np.arange(NUM_MAPS)
@@ -114,6 +117,7 @@ def forecast(
         velocities=velocities,
         speeds=speeds,
         classes=classes,
+        static=static,
         maps=trees,
         collided=collided,
     )
@@ -133,10 +137,9 @@ def _nearest(detections: Detections, center: np.ndarray, ignored: frozenset[str]
 
 
 def _velocities(
-    headings: Float[np.ndarray, "N"], observed: Float[np.ndarray, "N 2"], speeds: np.ndarray, classes: np.ndarray
+    headings: Float[np.ndarray, "N"], observed: Float[np.ndarray, "N 2"], speeds: Float[np.ndarray, "N"]
 ) -> Float[np.ndarray, "N 2"]:
-    """Agents move along their heading, backwards where their velocity points that way; static objects stay."""
+    """Objects move along their heading at their speed, backwards where the observed velocity points that way."""
     against = np.abs(wrap_angle(headings - np.arctan2(observed[:, 1], observed[:, 0]))) >= np.pi / 2
     direction = np.where(against, wrap_angle(headings + np.pi), headings)
-    moving = np.where(np.isin(classes, STATIC_CLASSES), 0.0, speeds)
-    return moving[:, None] * np.stack([np.cos(direction), np.sin(direction)], axis=-1)
+    return speeds[:, None] * np.stack([np.cos(direction), np.sin(direction)], axis=-1)

@@ -11,7 +11,6 @@ import shapely
 from jaxtyping import Float, Int
 
 from recogdrive.geometry import Pose, box_corners, wrap_angle
-from recogdrive.pdm.batch import STATIC_CLASSES
 from recogdrive.pdm.closed.forecast import STEPS_PER_MAP, Forecast
 from recogdrive.pdm.closed.path import Path
 from recogdrive.pdm.state import (
@@ -149,7 +148,7 @@ class Unrolled:
 
 def _speed_along(around: Forecast, obstacle: int, heading: float) -> float:
     """Speed of an object along a heading; static objects have none."""
-    if around.classes[obstacle] in STATIC_CLASSES:
+    if around.static[obstacle]:
         return 0.0
     relative = wrap_angle(around.poses[obstacle, Pose.HEADING] - heading)
     return float(around.speeds[obstacle] * np.cos(relative))

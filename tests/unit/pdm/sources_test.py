@@ -41,9 +41,19 @@ def test_no_path_is_refused_with_the_knob_to_set(path):
         CachedPdmScenes(path)
 
 
-def test_a_path_without_container_is_refused_at_construction(tmp_path):
-    with pytest.raises(CacheError, match="no container"):
-        CachedPdmScenes(str(tmp_path / "nothing"))
+def test_a_path_without_container_is_refused_before_anything_is_done_in_it(tmp_path):
+    with pytest.raises(CacheError, match="no container at .*nothing: write one with an experiment such as mini_cache"):
+        CachedPdmScenes(str(tmp_path / "nothing")).require()
+    with pytest.raises(CacheError, match=r"manifest\.json is missing"):
+        CachedPdmScenes(str(tmp_path)).require()
+
+
+def test_the_folder_of_the_run_that_wrote_a_container_names_it(tmp_path, assert_same):
+    town = SyntheticTown(num_scenes=1, seed=1)
+    _write(tmp_path / "scenes", *town)
+    source = CachedPdmScenes(str(tmp_path))
+    source.require()
+    assert_same(source(town[0]), pdm_scene(town[0]))
 
 
 def test_scenes_that_have_no_record_are_listed_with_the_reason(tmp_path, straight_scene):
