@@ -22,6 +22,8 @@ THREE_WAY_COMMANDS = ("refuse", "pad")
 _REQUIRED_KEYS = ("token", "timestamp", "map_location", "roadblock_ids", "cams")
 _CLASS_NUMBERS = MappingProxyType({kind.name.lower(): int(kind) for kind in AgentClass})
 _LONGEST_TEXT = 1024
+_SHORTEST_ROTATION = 0.5
+"""Rotations are quaternions of length 1, but for rounding."""
 _ANNOTATION_KEYS = ("gt_boxes", "gt_names", "gt_velocity_3d", "instance_tokens", "track_tokens")
 
 
@@ -101,11 +103,13 @@ def parse_frame(
 def _parse(raw: Mapping[str, Any], where: str, with_status: bool, three_way_commands: str) -> LogFrame:
     translation = _numbers(raw, "ego2global_translation", (3,), where)
     quaternion = _numbers(raw, "ego2global_rotation", (4,), where)
-    if not np.any(quaternion):
-        raise ValueError(f"{where}: ego2global_rotation is zero, which is no rotation.")
+    with np.errstate(over="ignore"):
+        length = np.linalg.norm(quaternion)
+    if not _SHORTEST_ROTATION < length < 1 / _SHORTEST_ROTATION:
+        raise ValueError(f"{where}: ego2global_rotation={quaternion.tolist()} has length {length}, it is no rotation.")
     dynamic = command = None
     if with_status:
-        dynamic = _numbers(raw, "ego_dynamic_state", (4,), where).astype(np.float32)
+        dynamic = _dynamic_state(raw, where)
         command = command_one_hot(_field(raw, "driving_command", where), three_way_commands, where)
     return LogFrame(
         token=str(raw["token"]),
@@ -145,6 +149,16 @@ def parse_windows(
         )
         for position in sorted(used)
     }
+
+
+def _dynamic_state(raw: Mapping[str, Any], where: str) -> Float[np.ndarray, "4"]:
+    """Velocity and acceleration, in the float32 of NAVSIM's agent input."""
+    exact = _numbers(raw, "ego_dynamic_state", (4,), where)
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(np.float32)
+    if not np.isfinite(rounded).all():
+        raise ValueError(f"{where}: ego_dynamic_state={exact.tolist()} is beyond float32.")
+    return rounded
 
 
 def command_one_hot(value: Any, three_way_commands: str, where: str) -> Float[np.ndarray, "4"]:

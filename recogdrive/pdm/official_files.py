@@ -114,7 +114,7 @@ def _file_of(row: list[str], where: str) -> OfficialFile:
             f"{where}: {_short(row[0])} does not end with <log>/<type>/<token>/{FILE_NAME}. Correct or remove the row."
         )
     place = parts[-_DEPTH:-1]
-    if not all(part.isprintable() and part.strip() == part and part.strip(".") for part in place):
+    if not all(part.isprintable() and part.strip() == part and part.strip(".") and len(part) < 256 for part in place):
         raise ValueError(
             f"{where}: {_short(row[0])} names no folder, or one outside of the cache. Correct or remove the row."
         )
