@@ -16,38 +16,50 @@ from recogdrive.evaluation.submission import read_submission
 class SubmissionAgent:
     """Plans what a submission says, scene by scene.
 
+    A file that is there is read at once, one that is not when plans are asked for: an experiment can be described
+    where there is none yet.
+
     Args:
-      path: The submission; None where it is not known yet, as in a description.
+      path: The submission.
       seed: Which of its sets of plans.
       name: What tables call this agent.
 
     Raises:
-      OSError: There is no such file.
-      ValueError: It cannot be used (see `read_submission`), or has no such seed.
+      OSError: The file is there and cannot be read.
+      ValueError: No file is named, it cannot be used (see `read_submission`), or it has no such seed.
     """
 
     def __init__(self, path: str | Path | None, *, seed: int = 0, name: str = "submission") -> None:
+        if not path:
+            raise ValueError("No submission is named: set SUBMISSION to the path of a submission.pkl.")
         self.name = name
-        self._path = path
-        self._plans = {}
-        if path is None:
-            return
-        submission = read_submission(path)
-        if not 0 <= seed < submission.seeds:
-            raise ValueError(f"{path} has no seed {seed}: it holds {submission.seeds}, counted from 0.")
-        # Scenes of the two stages are different ones.
-        self._plans = dict(submission.predictions[seed])
-        if submission.second_stage:
-            self._plans |= submission.second_stage[seed]
+        self._path = Path(path)
+        self._seed = seed
+        self._plans = self._read() if self._path.exists() else {}
+
+    def _read(self) -> dict[str, np.ndarray]:
+        """Token -> plan; scenes of the two stages are different ones."""
+        submission = read_submission(self._path)
+        if not 0 <= self._seed < submission.seeds:
+            raise ValueError(f"{self._path} has no seed {self._seed}: it holds {submission.seeds}, counted from 0.")
+        second_stage = submission.second_stage[self._seed] if submission.second_stage else {}
+        return {**submission.predictions[self._seed], **second_stage}
 
     def plan(self, scenes: Sequence[Scene]) -> Float32[np.ndarray, "N 8 3"]:
         """The submitted plans.
 
         Raises:
-          ValueError: A scene has none; names and counts such scenes.
+          FileNotFoundError: There is no such file.
+          ValueError: A scene has no plan; names and counts such scenes. Or the file, which was not there before, cannot
+            be used.
         """
-        if self._path is None:
-            raise ValueError("No submission is named: set SUBMISSION to the path of a submission.pkl.")
+        if not self._plans:
+            if not self._path.exists():
+                raise FileNotFoundError(
+                    f"There is no submission at {self._path}: write one with an experiment such as mini_submission, or "
+                    "set SUBMISSION to the path of one."
+                )
+            self._plans = self._read()
         missing = [scene.token for scene in scenes if scene.token not in self._plans]
         if missing:
             raise ValueError(

@@ -26,6 +26,7 @@ def submitted(navsim_mini, tmp_path_factory):
     bindings = [*TEAM, "WriteAgentSubmission.agent = @ConstantVelocity()"]
     result = recogdrive(*BASELINE, f"--workdir={folder}", root=navsim_mini, cwd=folder.parent, bindings=bindings)
     assert result.returncode == 0, result.stderr
+    assert f"submission   {folder / 'submission.pkl'}" in result.stdout
     return folder
 
 
@@ -37,7 +38,8 @@ def test_the_run_folder_holds_the_file_and_what_is_to_be_known_of_it(submitted):
 
 
 def test_a_baseline_read_from_its_submission_is_that_baseline(submitted, navsim_mini, tmp_path):
-    bindings = [f"SUBMISSION='{submitted / 'submission.pkl'}'"]
+    # Without PDM scores, which the baselines' test has: they take minutes here.
+    bindings = [f"SUBMISSION='{submitted / 'submission.pkl'}'", "OpenLoop.pdm_scenes = None"]
     flags = ["--experiment=mini_score_submission", f"--workdir={tmp_path / 'score'}"]
     result = recogdrive(*flags, root=navsim_mini, cwd=tmp_path, bindings=bindings)
     assert result.returncode == 0, result.stderr
@@ -48,10 +50,11 @@ def test_a_baseline_read_from_its_submission_is_that_baseline(submitted, navsim_
     assert (tmp_path / "score" / "report" / "index.html").is_file()
 
 
-def test_scoring_without_a_submission_says_which_macro_names_it(navsim_mini, tmp_path):
+def test_scoring_without_a_submission_says_which_experiment_writes_one(navsim_mini, tmp_path):
     flags = ["--experiment=mini_score_submission", f"--workdir={tmp_path / 'score'}"]
-    result = recogdrive(*flags, root=navsim_mini, cwd=tmp_path)
-    assert result.returncode == 1 and "set SUBMISSION to the path of a submission.pkl" in result.stderr
+    result = recogdrive(*flags, root=navsim_mini, cwd=tmp_path, bindings=["OpenLoop.pdm_scenes = None"])
+    assert result.returncode == 1
+    assert "no submission at runs/mini_submission/submission.pkl: write one with an experiment" in result.stderr
 
 
 def test_a_submission_of_a_planner_says_what_is_not_filled_in(navsim_mini, tmp_path):

@@ -68,8 +68,17 @@ def test_a_seed_that_is_not_there_is_refused(submission):
         SubmissionAgent(submission, seed=3)
 
 
-def test_a_file_that_is_not_there_is_refused_at_once_and_none_when_it_is_needed(tmp_path, scenes):
-    with pytest.raises(FileNotFoundError):
-        SubmissionAgent(tmp_path / "submission.pkl")
+def test_a_file_that_is_not_there_yet_is_asked_for_when_plans_are(submission, tmp_path, scenes):
+    agent = SubmissionAgent(tmp_path / "later.pkl", seed=2)
+    with pytest.raises(FileNotFoundError, match=r"no submission at .*later\.pkl: .* or set SUBMISSION"):
+        agent.plan(scenes)
+    submission.rename(tmp_path / "later.pkl")
+    np.testing.assert_array_equal(agent.plan(scenes[:1])[0], shifted(scenes[0], 2))
+
+
+def test_no_file_and_a_damaged_one_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="set SUBMISSION to the path"):
-        SubmissionAgent(None).plan(scenes)
+        SubmissionAgent(None)
+    (tmp_path / "submission.pkl").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"submission\.pkl"):
+        SubmissionAgent(tmp_path / "submission.pkl")
