@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from recogdrive.pdm.array_codec import compress, decompress
 
+_CRC_BYTES = 4
 _DIFFERENCES = {"vertices": 1, "ring_offsets": 2, "polygon_offsets": 2, "layers": 0}
 
 
@@ -51,16 +52,15 @@ class Polygons(NamedTuple):
         return cls(np.zeros((0, 2), dtype), start, start, np.zeros(0, dtype=np.int8))
 
     def to_bytes(self) -> bytes:
-        """The table as a stream of Arrow with one row."""
+        """The table as a stream of Arrow with one row, behind its CRC-32."""
         row = {name: compress(array, differences=_DIFFERENCES[name]) for name, array in self._asdict().items()}
         sizes = {f"num_{name}": len(array) for name, array in self._asdict().items()}
-        check = zlib.crc32(b"".join(row.values()))
-        values = {**row, **sizes, "dtype": self.vertices.dtype.name, "crc32": check}
-        batch = pa.RecordBatch.from_pylist([values])
+        batch = pa.RecordBatch.from_pylist([{**row, **sizes, "dtype": self.vertices.dtype.name}])
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        return sink.getvalue().to_pybytes()
+        content = sink.getvalue().to_pybytes()
+        return zlib.crc32(content).to_bytes(_CRC_BYTES, "little") + content
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
@@ -69,18 +69,16 @@ class Polygons(NamedTuple):
         Raises:
           ValueError: The bytes are damaged.
         """
-        try:
-            (values,) = pa.ipc.open_stream(content).read_all().to_pylist()
-            if zlib.crc32(b"".join(values[name] for name in _DIFFERENCES)) != values["crc32"]:
-                raise ValueError("the checksum of the map table does not match")
-            dtypes = {"vertices": np.dtype(values["dtype"]), "layers": np.dtype(np.int8)}
-            arrays = {}
-            for name, differences in _DIFFERENCES.items():
-                shape = (values[f"num_{name}"], 2) if name == "vertices" else (values[f"num_{name}"],)
-                dtype = dtypes.get(name, np.dtype(np.int32))
-                arrays[name] = decompress(values[name], shape, dtype, differences=differences)
-        except (pa.ArrowException, KeyError, TypeError, OSError) as error:
-            raise ValueError(f"the map table cannot be read ({error})") from error
+        check, content = content[:_CRC_BYTES], content[_CRC_BYTES:]
+        if zlib.crc32(content).to_bytes(_CRC_BYTES, "little") != check:
+            raise ValueError("the checksum of the map table does not match")
+        (values,) = pa.ipc.open_stream(content).read_all().to_pylist()
+        dtypes = {"vertices": np.dtype(values["dtype"]), "layers": np.dtype(np.int8)}
+        arrays = {}
+        for name, differences in _DIFFERENCES.items():
+            shape = (values[f"num_{name}"], 2) if name == "vertices" else (values[f"num_{name}"],)
+            dtype = dtypes.get(name, np.dtype(np.int32))
+            arrays[name] = decompress(values[name], shape, dtype, differences=differences)
         return cls(**arrays)
 
 

@@ -128,6 +128,7 @@ class RayPool:
         if not tasks:
             return
         ray = self._ray
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address=self._address, runtime_env={"env_vars": _ONE_THREAD}, log_to_driver=False)
         try:
             count = min(self._workers or int(ray.cluster_resources().get("CPU", 1)), len(tasks))
@@ -135,8 +136,9 @@ class RayPool:
             actors = [ray.remote(num_cpus=1)(_RayWorker).remote(shared) for _ in range(count)]
             yield from ray.util.ActorPool(actors).map_unordered(lambda actor, task: actor.work.remote(task), tasks)
         except ray.exceptions.RayActorError as error:
+            reason = str(error).splitlines()[0]
             raise WorkerError(
-                f"A Ray actor died: {error}. What is finished is kept; run the same command again to continue."
+                f"A Ray actor died: {reason} What is finished is kept; run the same command again to continue."
             ) from error
         finally:
             ray.shutdown()
