@@ -210,7 +210,7 @@ def containers(stack: list[Any]) -> dict[bytes, Instruction]:
 
 def _expect(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise RefusedError(f"a change of a {type(value).__name__} as if it were a {kind.__name__}")
+        raise RefusedError(f"a {kind.__name__}'s items put into a value of type {type(value).__name__}")
     return value
 
 

@@ -198,7 +198,7 @@ def _objects(data: bytes, stack: list[Any], memo: list[Any], names: Names) -> di
 
     def named(args: Any) -> Name:
         if not isinstance(stack[-1], Name):
-            raise RefusedError(f"a call of a {type(stack[-1]).__name__}")
+            raise RefusedError(f"a call of a value of type {type(stack[-1]).__name__}")
         if type(args) is not tuple:
             raise RefusedError(f"a call of {stack[-1].title} without a tuple of arguments")
         return stack[-1]
