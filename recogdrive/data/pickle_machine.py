@@ -17,6 +17,7 @@ from recogdrive.data.pickle_names import Name, RefusedError, Unfinished, shorten
 _MAX_PROTOCOL = 5
 _STOP, _MEMOIZE, _GET, _SHORT_TEXT, _SMALL = b".\x94h\x8cK"
 _SPEND = 4
+"""Bytes of arrays and elements of sets that a stream may make for each of its own bytes; a writer needs two."""
 _SPEND_BASE = 2**16
 
 Names = Mapping[tuple[str, str], Name]
