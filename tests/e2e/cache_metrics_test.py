@@ -1,0 +1,137 @@
+"""Scenes of real driving made by the command line: alone, killed and continued, on Ray, then evaluated in."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recogdrive.pdm.cache import PdmCache
+
+pytestmark = pytest.mark.heavy
+
+SHARDS = ["SCENES_PER_SHARD=12"]
+IN_PROCESSES = [*SHARDS, "CacheMetrics.executor=@ProcessPool()", "WORKERS=1"]
+TINY = [
+    *["DiffusionPlanner.layers=2", "DiffusionPlanner.heads=1", "TRAIN_STEPS=4", "BATCH_SIZE=4"],
+    *["EVAL_EVERY=4", "SAVE_EVERY=4"],
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Lets the processes of this module share what they compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(request):
+    """Function: experiment, folder, bindings, flags -> running process."""
+    root = request.getfixturevalue("navsim_mini")
+
+    def run(experiment, folder, bindings=(), flags=()):
+        command = [sys.executable, "-m", "recogdrive.main", f"--experiment={experiment}", f"--workdir={folder}", *flags]
+        return subprocess.Popen(
+            [*command, *(f"--gin_bindings={binding}" for binding in bindings)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OPENSCENE_DATA_ROOT": str(root), "NUPLAN_MAPS_ROOT": str(root / "maps")},
+            cwd=folder.parent,
+            start_new_session=True,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """Folder and log of a run that was not disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    process = start("mini_cache_metrics", folder, SHARDS)
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    return folder, log
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in (folder / "scenes").iterdir()}
+
+
+def test_a_run_says_what_it_made_and_where(whole):
+    folder, log = whole
+    cache = PdmCache(folder / "scenes")
+    cache.verify()
+    assert len(cache) == 35 and not cache.failed
+    assert "navsim_mini: 35 scenes in the split (expected number unknown), 35 stored, 0 failed" in log
+    summary = json.loads((folder / "cache_metrics.json").read_text())
+    # A third of the official 291 kB, shared polygons included.
+    assert summary["bytes_per_scene"] < 97_000
+    assert all(scene.normaliser_name == "pdm_closed" and scene.extended is not None for scene in cache)
+
+
+def test_a_killed_run_is_continued_in_other_processes_to_the_same_bytes(whole, start):
+    folder = whole[0].with_name("killed")
+    process = start("mini_cache_metrics", folder, IN_PROCESSES)
+    shard, until = folder / "scenes" / "scenes-00000.arrow", time.monotonic() + 200
+    while not shard.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert shard.exists() and not (folder / "scenes" / "manifest.json").exists()
+    written = shard.stat().st_mtime_ns
+    process = start("mini_cache_metrics", folder, IN_PROCESSES)
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    assert shard.stat().st_mtime_ns == written and "finished before" in log
+    assert contents(folder) == contents(whole[0])
+
+
+def test_ray_makes_the_same_bytes(whole, start):
+    folder = whole[0].with_name("ray")
+    process = start("mini_cache_metrics", folder, [*SHARDS, "WORKERS=1"], ["--gin_file=gin/option/ray.gin"])
+    _, log = process.communicate(timeout=400)
+    assert process.returncode == 0, log
+    assert contents(folder) == contents(whole[0])
+
+
+def test_a_planner_is_evaluated_in_the_scenes_beside_human_and_constant_velocity(whole, start):
+    trained = whole[0].with_name("mini_il")
+    process = start("mini_il", trained, TINY)
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    folder = whole[0].with_name("mini_eval")
+    model = TINY[:2]
+    process = start("mini_eval", folder, [*model, f"PARENT='{trained}'", f"PDM_CACHE='{whole[0]}'"])
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    summary = json.loads((folder / "summary.json").read_text())
+    for agent in ("planner", "human", "constant_velocity"):
+        assert f"{agent} " in log
+        for metric in ("pdms", "epdms", "epdms_unfiltered"):
+            assert 0 <= summary[agent][f"other_log/{metric}"] <= 1
+    assert "epdms" in log
+    assert summary["human"]["pdms"] > summary["constant_velocity"]["pdms"]
+    rows = list(csv.DictReader((folder / "pdms" / "train" / "human.csv").open()))
+    assert len(rows) == 18 and rows[-1]["token"] == "average"
+
+
+def test_an_evaluation_without_container_or_weights_says_what_to_run_first(start, tmp_path):
+    process = start("mini_eval", tmp_path / "run")
+    _, log = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert "PARENT='runs/mini_il' does not exist; run --experiment=mini_il first" in log
+    (tmp_path / "parent").mkdir()
+    process = start("mini_eval", tmp_path / "run", [f"PARENT='{tmp_path / 'parent'}'", "PDM_CACHE='nowhere'"])
+    _, log = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "There is no container at nowhere: write one with an experiment such as mini_cache_metrics" in log
+    assert Path(tmp_path / "run" / "error.txt").exists()
