@@ -38,8 +38,11 @@ def test_the_run_folder_holds_the_file_and_what_is_to_be_known_of_it(submitted):
 
 
 def test_a_baseline_read_from_its_submission_is_that_baseline(submitted, navsim_mini, tmp_path):
-    # Without PDM scores, which the baselines' test has: they take minutes here.
-    bindings = [f"SUBMISSION='{submitted / 'submission.pkl'}'", "OpenLoop.pdm_scenes = None"]
+    cache = recogdrive(
+        *("--experiment=mini_cache_metrics", f"--workdir={tmp_path / 'cache'}"), root=navsim_mini, cwd=tmp_path
+    )
+    assert cache.returncode == 0, cache.stderr
+    bindings = [f"SUBMISSION='{submitted / 'submission.pkl'}'", f"PDM_CACHE='{tmp_path / 'cache'}'"]
     flags = ["--experiment=mini_score_submission", f"--workdir={tmp_path / 'score'}"]
     result = recogdrive(*flags, root=navsim_mini, cwd=tmp_path, bindings=bindings)
     assert result.returncode == 0, result.stderr
@@ -47,6 +50,7 @@ def test_a_baseline_read_from_its_submission_is_that_baseline(submitted, navsim_
     assert list(summary) == ["submission", "constant_velocity", "stopped", "human"]
     assert summary["submission"] == summary["constant_velocity"]
     assert summary["submission"]["other_log/scenes"] == 18 and summary["submission"]["fde"] > 1.0
+    assert 0.5 < summary["submission"]["pdms"] < summary["human"]["pdms"] and summary["submission"]["pdms_partial"] == 0
     assert (tmp_path / "score" / "report" / "index.html").is_file()
 
 
