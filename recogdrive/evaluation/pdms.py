@@ -7,16 +7,15 @@ from typing import Protocol
 import numpy as np
 from absl import logging
 from jaxtyping import Float
-from tqdm import tqdm
 
 from recogdrive.data.types import AgentClass, Scene
-from recogdrive.evaluation.open_loop import EvaluatedSplit, OpenLoopEvaluation, bootstrap_interval, named_by_split
+from recogdrive.evaluation.chunks import LISTED_IN_LOG, Chunk, chunks_of, invalid_problem, score_scenes
+from recogdrive.evaluation.open_loop import OpenLoopEvaluation, bootstrap_interval, named_by_split
 from recogdrive.evaluation.reasons import failed_signals, losses_of, sentence
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.footprint import CORNER_NAMES
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.scores import PdmScores
-from recogdrive.pdm.validation import validate
 
 SUB_SCORES = (
     "no_at_fault_collisions",
@@ -27,8 +26,6 @@ SUB_SCORES = (
     "comfort",
 )
 """NAVSIM's names, in the order of its table."""
-
-_LISTED_IN_LOG = 5
 
 
 class Scorer(Protocol):
@@ -153,6 +150,7 @@ def evaluate_pdms(
     chunk_size: int = 64,
     evidence_per_kind: int = 8,
     progress: bool = False,
+    observers: Sequence[Callable[[Chunk], None]] = (),
 ) -> PdmsEvaluation:
     """Scores what every agent planned; all agents of a scene go to the scorer together.
 
@@ -165,14 +163,13 @@ def evaluate_pdms(
       chunk_size: Scenes held in memory and handed to the scorer at once.
       evidence_per_kind: How many of the worst rows of each kind of loss, agent and split keep their simulated states.
       progress: Whether to show a progress bar.
+      observers: What else looks at the scenes while they are in memory, such as `epdms.EpdmsCollector`.
 
     Raises:
-      ValueError: An agent's or split's name cannot be the name of a file.
+      ValueError: An agent's or split's name cannot be the name of a file, or a number is out of range.
     """
-    if chunk_size < 1 or evidence_per_kind < 0:
-        raise ValueError(
-            f"chunk_size={chunk_size} must be positive, evidence_per_kind={evidence_per_kind} not negative."
-        )
+    if evidence_per_kind < 0:
+        raise ValueError(f"evidence_per_kind={evidence_per_kind} must not be negative.")
     for name in (*evaluation.agents, *(split.name for split in evaluation.splits)):
         if "/" in name or name.startswith("."):
             raise ValueError(f"{name!r} cannot be the name of a table: it must not hold '/' or start with a dot.")
@@ -181,13 +178,13 @@ def evaluate_pdms(
         agents = tuple(split.predictions)
         split_rows: dict[str, list[PdmsRow]] = {agent: [] for agent in agents}
         worst = {agent: _Worst(evidence_per_kind) for agent in agents}
-        starts = range(0, len(split.scenes), chunk_size)
-        for start in tqdm(starts, desc=f"PDM score {split.name}", unit="chunk", disable=not progress):
-            stop = min(start + chunk_size, len(split.scenes))
-            for row, index, states in _score_chunk(split, agents, range(start, stop), to_pdm_scene, scorer):
+        for chunk in chunks_of(split, to_pdm_scene, chunk_size, progress=progress):
+            for row, index, states in _score_chunk(chunk, scorer):
                 split_rows[row.agent].append(row)
                 if row.valid:
                     worst[row.agent].offer(row, index, states)
+            for observe in observers:
+                observe(chunk)
         for agent in agents:
             _log_failed(split.name, agent, split_rows[agent])
             rows.extend(split_rows[agent])
@@ -226,42 +223,6 @@ def partial_label(scenes: int, failed: int) -> str:
     return f"partial ({scenes - failed} of {scenes} scenes)" if failed else ""
 
 
-def score_scenes(
-    scenes: Sequence[PdmScene | SceneError], trajectories: Float[np.ndarray, "S G 8 3"], scorer: Scorer
-) -> list[tuple[PdmScores, int] | SceneError]:
-    """Scores of every scene: (scores, the scene's number in them), or why there are none.
-
-    Scenes given as errors are passed through. Where the scorer refuses a batch, its scenes are scored one by one, so
-    that one bad scene costs no other its score.
-    """
-    found: list[tuple[PdmScores, int] | SceneError] = [s if isinstance(s, SceneError) else None for s in scenes]
-    numbers = [i for i, scene in enumerate(scenes) if not isinstance(scene, SceneError)]
-    if not numbers:
-        return found
-    try:
-        scores = scorer.score([scenes[i] for i in numbers], trajectories[numbers])
-        for position, i in enumerate(numbers):
-            found[i] = scores, position
-    except SceneError:
-        for i in numbers:
-            try:
-                found[i] = scorer.score([scenes[i]], trajectories[i : i + 1]), 0
-            except SceneError as error:
-                found[i] = error
-    return found
-
-
-def pdm_scene_or_error(scene: Scene, to_pdm_scene: Callable[[Scene], PdmScene]) -> PdmScene | SceneError:
-    """What is scored of a scene, checked, or why it cannot be scored. What is unusual about it is logged."""
-    try:
-        made = to_pdm_scene(scene)
-        for warning in validate(made):
-            logging.log_first_n(logging.WARNING, "scene %s: %s", _LISTED_IN_LOG, made.token, warning)
-    except SceneError as error:
-        return error
-    return made
-
-
 class _Worst:
     """The worst rows of every kind of loss, so that pictures of each can be drawn later."""
 
@@ -285,38 +246,20 @@ class _Worst:
         return tuple(sorted(kept, key=lambda evidence: (badness(evidence.row), evidence.index)))
 
 
-def _score_chunk(
-    split: EvaluatedSplit,
-    agents: Sequence[str],
-    indices: range,
-    to_pdm_scene: Callable[[Scene], PdmScene],
-    scorer: Scorer,
-) -> Iterable[tuple[PdmsRow, int, np.ndarray | None]]:
+def _score_chunk(chunk: Chunk, scorer: Scorer) -> Iterable[tuple[PdmsRow, int, np.ndarray | None]]:
     """(row, scene number, simulated states) of all agents on some scenes of a split."""
-    scenes = [split.scenes[i] for i in indices]
-    pdm_scenes = [pdm_scene_or_error(scene, to_pdm_scene) for scene in scenes]
-    planned = np.stack([split.predictions[agent][indices.start : indices.stop] for agent in agents], axis=1)
-    results = score_scenes(pdm_scenes, planned, scorer)
-    for i, (scene, pdm_scene, result) in enumerate(zip(scenes, pdm_scenes, results, strict=True)):
-        for g, agent in enumerate(agents):
-            layout = scene.metadata.get("layout", "")
-            identity = {"split": split.name, "agent": agent, "token": scene.token, "log_name": scene.log_name}
+    results = score_scenes(chunk.records, chunk.planned, scorer.score)
+    for i, (record, result) in enumerate(zip(chunk.records, results, strict=True)):
+        for g, agent in enumerate(chunk.agents):
+            identity, number = chunk.identity(i, agent), chunk.indices[i]
             if isinstance(result, SceneError):
-                yield PdmsRow(**identity, layout=layout, valid=False, problem=str(result)), indices[i], None
+                yield PdmsRow(**identity, valid=False, problem=str(result)), number, None
                 continue
             scores, s = result
             if not scores.valid[s, g]:
-                problem = _invalid_problem(planned[i, g])
-                yield PdmsRow(**identity, layout=layout, valid=False, problem=problem), indices[i], None
+                yield PdmsRow(**identity, valid=False, problem=invalid_problem(chunk.planned[i, g])), number, None
                 continue
-            values = _values(pdm_scene, scores, s, g)
-            yield PdmsRow(**identity, layout=layout, valid=True, **values), indices[i], scores.states[s, g]
-
-
-def _invalid_problem(planned: np.ndarray) -> str:
-    """Why the scorer called a trajectory invalid."""
-    bad = int((~np.isfinite(planned).all(axis=-1)).sum())
-    return f"{bad} of {len(planned)} poses are not finite" if bad else "the simulation of the trajectory is not finite"
+            yield PdmsRow(**identity, valid=True, **_values(record, scores, s, g)), number, scores.states[s, g]
 
 
 def _values(scene: PdmScene, scores: PdmScores, s: int, g: int) -> dict[str, object]:
@@ -348,7 +291,7 @@ def _log_failed(split: str, agent: str, rows: Sequence[PdmsRow]) -> None:
     """Says how many scenes of an agent have no score, and names the first."""
     failed = [row for row in rows if not row.valid]
     if failed:
-        listed = "; ".join(f"{row.token}: {row.problem}" for row in failed[:_LISTED_IN_LOG])
-        more = f"; and {len(failed) - _LISTED_IN_LOG} more" if len(failed) > _LISTED_IN_LOG else ""
+        listed = "; ".join(f"{row.token}: {row.problem}" for row in failed[:LISTED_IN_LOG])
+        more = f"; and {len(failed) - LISTED_IN_LOG} more" if len(failed) > LISTED_IN_LOG else ""
         label = partial_label(len(rows), len(failed))
         logging.error("split=%s agent=%s: PDMS is %s: %s%s", split, agent, label, listed, more)

@@ -17,12 +17,17 @@ import numpy as np
 from recogdrive.data.types import Scene
 from recogdrive.evaluation.bev import HUMAN, figure_png, scene_figure, view_of
 from recogdrive.evaluation.charts import distribution_charts, read_training_curves, training_charts
+from recogdrive.evaluation.epdms import EpdmsEvaluation
+from recogdrive.evaluation.epdms_report import epdms_context
 from recogdrive.evaluation.open_loop import EvaluatedSplit, OpenLoopEvaluation, OpenLoopRow, summarise
 from recogdrive.evaluation.pdms import PdmsEvaluation
 from recogdrive.evaluation.pdms_report import CONSTANT_VELOCITY, pdms_context
 from recogdrive.evaluation.report_tables import MAX_LISTED, TITLES, Column, Counts, break_down, summary_table
 from recogdrive.evaluation.tables import (
     CSV_FILE,
+    EPDMS_CSV_FILE,
+    EPDMS_DIR,
+    EPDMS_PARQUET_FILE,
     PARQUET_FILE,
     PDMS_CSV_FILE,
     PDMS_DIR,
@@ -48,6 +53,7 @@ def write_report(
     evaluation: OpenLoopEvaluation,
     *,
     pdms: PdmsEvaluation | None = None,
+    epdms: EpdmsEvaluation | None = None,
     subject: str | None = None,
     worst_scenes: int = 8,
     median_scenes: int = 4,
@@ -59,6 +65,7 @@ def write_report(
       run_dir: Run folder; its `run.json`, `config.gin` and `metrics.jsonl` are shown where they exist.
       evaluation: What to report.
       pdms: PDM scores of the same predictions, which then stand first.
+      epdms: Extended scores of the same predictions, which then follow the PDM scores.
       subject: Agent whose scenes are ranked and drawn; by default the first that is no baseline.
       worst_scenes: How many scenes with the lowest PDM score, and with the largest FDE, are drawn of each split.
       median_scenes: How many scenes around the median FDE are drawn, for each split.
@@ -68,8 +75,10 @@ def write_report(
       Path of the page.
 
     Raises:
-      ValueError: `subject` was not evaluated.
+      ValueError: `subject` was not evaluated, or there are extended scores without PDM scores.
     """
+    if epdms is not None and pdms is None:
+        raise ValueError("Extended scores stand beside PDM scores: pass pdms too.")
     agents = evaluation.agents
     if subject is None:
         subject = next((agent for agent in agents if agent not in BASELINES), agents[0])
@@ -87,6 +96,7 @@ def write_report(
         versions=run.get("versions") if isinstance(run.get("versions"), dict) else {},
         subject=subject,
         pdms=scores,
+        epdms=None if epdms is None else epdms_context(epdms, pdms, evaluation),
         human=HUMAN,
         headings=[column.heading for column in _COLUMNS],
         splits=[
@@ -133,8 +143,9 @@ def _template() -> jinja2.Template:
 
 def _files(run_dir: Path) -> list[str]:
     """What the page links to, as far as it is there."""
-    names = (PDMS_CSV_FILE, PDMS_PARQUET_FILE, CSV_FILE, PARQUET_FILE, SUMMARY_FILE)
-    tables = sorted(path.relative_to(run_dir).as_posix() for path in (run_dir / PDMS_DIR).rglob("*.csv"))
+    names = (PDMS_CSV_FILE, PDMS_PARQUET_FILE, EPDMS_CSV_FILE, EPDMS_PARQUET_FILE, CSV_FILE, PARQUET_FILE, SUMMARY_FILE)
+    folders = (run_dir / PDMS_DIR, run_dir / EPDMS_DIR)
+    tables = [p.relative_to(run_dir).as_posix() for folder in folders for p in sorted(folder.rglob("*.csv"))]
     return [n for n in (*names, *tables, "run.json", "config.gin", "metrics.jsonl") if (run_dir / n).exists()]
 
 

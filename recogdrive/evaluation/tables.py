@@ -1,4 +1,4 @@
-"""Results as files: `summary.json`, the tables of all scenes, and PDM scores in NAVSIM's own layout."""
+"""Results as files: `summary.json`, the tables of all scenes, and PDM scores in NAVSIM's own layouts."""
 
 import csv
 import json
@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from recogdrive.evaluation.epdms import ALL_SUB_SCORES, EpdmsEvaluation, EpdmsRow, summarise_epdms
 from recogdrive.evaluation.open_loop import OpenLoopEvaluation, OpenLoopRow, summarise
 from recogdrive.evaluation.pdms import SUB_SCORES, PdmsEvaluation, PdmsRow, summarise_pdms
 
@@ -22,11 +23,20 @@ CSV_FILE = "scenes.csv"
 PDMS_PARQUET_FILE = "pdms.parquet"
 PDMS_CSV_FILE = "pdms.csv"
 PDMS_DIR = "pdms"
+EPDMS_PARQUET_FILE = "epdms.parquet"
+EPDMS_CSV_FILE = "epdms.csv"
+EPDMS_DIR = "epdms"
 FAILED_FILE = "failed.csv"
-"""Within `pdms/`: rows without a score."""
+"""Within `pdms/` and `epdms/`: rows without a score."""
 
 NAVSIM_COLUMNS = ("token", "valid", *SUB_SCORES, "score")
 AVERAGE_TOKEN = "average"
+NAVSIM_V2_COLUMNS = ("token", "valid", *ALL_SUB_SCORES, "score")
+AVERAGE_V2_TOKEN = "average_all_frames"
+FILTERED, FILTERED_BEFORE_FIX, UNFILTERED = "filtered", "filtered_before_fix", "unfiltered"
+"""Folders of a split within `epdms/`, see `write_epdms`."""
+
+Scored = TypeVar("Scored", PdmsRow, EpdmsRow)
 
 _ARROW_TYPES = {
     str: pa.string(),
@@ -40,18 +50,26 @@ SCHEMA = pa.schema([pa.field(f.name, _ARROW_TYPES[f.type]) for f in fields(OpenL
 """Columns of `scenes.*`, in file order: the fields of `OpenLoopRow`."""
 PDMS_SCHEMA = pa.schema([pa.field(f.name, _ARROW_TYPES[f.type]) for f in fields(PdmsRow)])
 """Columns of `pdms.*`: the fields of `PdmsRow`."""
+EPDMS_SCHEMA = pa.schema([pa.field(f.name, _ARROW_TYPES[f.type]) for f in fields(EpdmsRow)])
+"""Columns of `epdms.*`: the fields of `EpdmsRow`."""
 
 
 def write_tables(
-    run_dir: Path, evaluation: OpenLoopEvaluation, pdms: PdmsEvaluation | None = None
+    run_dir: Path,
+    evaluation: OpenLoopEvaluation,
+    pdms: PdmsEvaluation | None = None,
+    epdms: EpdmsEvaluation | None = None,
 ) -> dict[str, dict[str, float]]:
     """Writes the per-scene tables, then the summary that stands for them; each file whole or not at all.
 
     Returns:
-      The summary, agent -> metric -> value; PDM scores, where there are any, first.
+      The summary, agent -> metric -> value; PDM scores and extended ones, where there are any, first.
     """
     summary = summarise(evaluation.rows)
     write_rows(run_dir, evaluation.rows)
+    if epdms is not None:
+        write_epdms(run_dir, epdms)
+        summary = merge_summaries(summarise_epdms(epdms.rows), summary)
     if pdms is not None:
         write_pdms(run_dir, pdms)
         summary = merge_summaries(summarise_pdms(pdms.rows), summary)
@@ -79,13 +97,8 @@ def write_pdms(run_dir: Path, pdms: PdmsEvaluation) -> None:
     folder = run_dir / PDMS_DIR
     folder.mkdir(parents=True, exist_ok=True)
     _write_both(run_dir / PDMS_PARQUET_FILE, run_dir / PDMS_CSV_FILE, [asdict(row) for row in pdms.rows], PDMS_SCHEMA)
-    failed = ["split", "agent", "token", "log_name", "problem"]
-    lines = [[getattr(row, name) for name in failed] for row in pdms.failed]
-    replace_file(folder / FAILED_FILE, lambda path: _write_csv(path, [failed, *lines]))
-    groups: dict[tuple[str, str], list[PdmsRow]] = {}
-    for row in pdms.rows:
-        groups.setdefault((row.split, row.agent), []).append(row)
-    for (split, agent), rows in groups.items():
+    _write_failed(folder, pdms.failed)
+    for (split, agent), rows in _by_split_and_agent(pdms.rows).items():
         (folder / split).mkdir(exist_ok=True)
         write_navsim_table(folder / split / f"{agent}.csv", rows)
 
@@ -93,6 +106,60 @@ def write_pdms(run_dir: Path, pdms: PdmsEvaluation) -> None:
 def read_pdms_rows(run_dir: Path) -> tuple[PdmsRow, ...]:
     """Reads `pdms.parquet` back."""
     return tuple(PdmsRow(**row) for row in _read(run_dir / PDMS_PARQUET_FILE, PDMS_SCHEMA))
+
+
+def write_epdms(run_dir: Path, epdms: EpdmsEvaluation) -> None:
+    """Writes the extended scores.
+
+    `epdms.parquet` and `epdms.csv` hold every row with its diagnostics, `epdms/failed.csv` those without a score. One
+    agent's scores in NAVSIM v2's layout stand in `epdms/<split>/<variant>/<agent>.csv`, see `write_navsim_v2_table`:
+
+    - `filtered`: sub-scores with the human filter, and the score of these (NAVSIM v2.2);
+    - `filtered_before_fix`: sub-scores with the human filter, but the score of the unfiltered ones (NAVSIM v2 before
+      the fix of its issue #151);
+    - `unfiltered`: sub-scores and score without the human filter (`scorer.human_penalty_filter=False`).
+    """
+    folder = run_dir / EPDMS_DIR
+    folder.mkdir(parents=True, exist_ok=True)
+    rows_as_cells = [asdict(row) for row in epdms.rows]
+    _write_both(run_dir / EPDMS_PARQUET_FILE, run_dir / EPDMS_CSV_FILE, rows_as_cells, EPDMS_SCHEMA)
+    _write_failed(folder, epdms.failed)
+    for (split, agent), rows in _by_split_and_agent(epdms.rows).items():
+        for variant in (FILTERED, FILTERED_BEFORE_FIX, UNFILTERED):
+            (folder / split / variant).mkdir(parents=True, exist_ok=True)
+            write_navsim_v2_table(folder / split / variant / f"{agent}.csv", rows, variant)
+
+
+def read_epdms_rows(run_dir: Path) -> tuple[EpdmsRow, ...]:
+    """Reads `epdms.parquet` back."""
+    return tuple(EpdmsRow(**row) for row in _read(run_dir / EPDMS_PARQUET_FILE, EPDMS_SCHEMA))
+
+
+def write_navsim_v2_table(path: Path, rows: Sequence[EpdmsRow], variant: str) -> None:
+    """Writes the extended scores of one agent on one split as NAVSIM v2 does, without the unnamed index column.
+
+    One line a token, cells that are not known empty; the last line has the token `average_all_frames`, is valid where
+    all are, and holds means over the cells that are not empty.
+
+    Args:
+      path: The file.
+      rows: Of one agent.
+      variant: What the columns hold: `FILTERED`, `FILTERED_BEFORE_FIX` or `UNFILTERED`.
+
+    Source: NAVSIM v2.2 `run_pdm_score_one_stage.py`.
+    """
+    totals = {FILTERED: "score", FILTERED_BEFORE_FIX: "score_before_fix", UNFILTERED: "score_unfiltered"}
+
+    def cells(row: EpdmsRow) -> list[float | None]:
+        shown = row.filtered if variant != UNFILTERED else lambda name: getattr(row, name)
+        return [*(shown(name) for name in ALL_SUB_SCORES), getattr(row, totals[variant])]
+
+    lines = [[row.token, row.valid, *cells(row)] for row in rows]
+    columns = zip(*(line[2:] for line in lines), strict=True)
+    known = [[value for value in column if value is not None] for column in columns]
+    means = [math.fsum(values) / len(values) if values else None for values in known]
+    average = [AVERAGE_V2_TOKEN, all(row.valid for row in rows), *means]
+    replace_file(path, lambda temporary: _write_csv(temporary, [NAVSIM_V2_COLUMNS, *lines, average]))
 
 
 def write_navsim_table(path: Path, rows: Sequence[PdmsRow]) -> None:
@@ -146,6 +213,20 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_failed(folder: Path, rows: Sequence[PdmsRow | EpdmsRow]) -> None:
+    """The table of rows without a score."""
+    columns = ["split", "agent", "token", "log_name", "problem"]
+    lines = [[getattr(row, name) for name in columns] for row in rows]
+    replace_file(folder / FAILED_FILE, lambda path: _write_csv(path, [columns, *lines]))
+
+
+def _by_split_and_agent(rows: Sequence[Scored]) -> dict[tuple[str, str], list[Scored]]:
+    groups: dict[tuple[str, str], list[Scored]] = {}
+    for row in rows:
+        groups.setdefault((row.split, row.agent), []).append(row)
+    return groups
 
 
 def _write_both(parquet: Path, csv_file: Path, rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> None:

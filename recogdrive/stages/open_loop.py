@@ -14,27 +14,33 @@ from recogdrive.data.samples import SceneSource
 from recogdrive.data.types import Scene
 from recogdrive.evaluation.agents import Agent, ConstantVelocity, Human, Stopped, recorded_trajectories
 from recogdrive.evaluation.bev import trajectory_grid
+from recogdrive.evaluation.chunks import pdm_scene_or_error
 from recogdrive.evaluation.ego_status_agent import EgoStatusMLPAgent
+from recogdrive.evaluation.epdms import EpdmsCollector
 from recogdrive.evaluation.open_loop import evaluate_open_loop, trajectory_errors
-from recogdrive.evaluation.pdms import SUB_SCORES, evaluate_pdms, partial_label, pdm_scene_or_error
+from recogdrive.evaluation.pdms import SUB_SCORES, evaluate_pdms, partial_label
 from recogdrive.evaluation.planner_agent import PlannerAgent, TrainablePlanner, planning_batches
 from recogdrive.evaluation.report import write_report
 from recogdrive.evaluation.tables import write_tables
 from recogdrive.models.bridge import Params
 from recogdrive.pdm.errors import SceneError
+from recogdrive.pdm.extended import ExtendedScorer
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.scorer import PdmScorer
 from recogdrive.pdm.sources import PdmSceneSource
 
-HEADLINE_METRICS = ("pdms", "ade", "fde", "miss_rate", "heading_error")
-"""The first only where PDM scores are computed."""
+SCORES = {"pdms": "pdms", "epdms": "epdms", "epdms_unfiltered": "epdms"}
+"""Score -> prefix of the metrics that count its scenes."""
+HEADLINE_METRICS = (*SCORES, "ade", "fde", "miss_rate", "heading_error")
+"""Scores only where they are computed."""
 
 
 @gin.register
 class OpenLoop:
     """Compares planned with driven trajectories, during training on a part of each split and at the end on all of it.
 
-    Where scenes to score in are at hand, planned trajectories get their PDM score too.
+    Where scenes to score in are at hand, planned trajectories get their PDM score too, and at the end, where these
+    scenes know enough, their extended one.
 
     Args:
       baselines: Agents that stand beside the planner; constant velocity, stopped and the human unless given.
@@ -42,6 +48,7 @@ class OpenLoop:
         at once, so that an unusable one is known before anything runs.
       pdm_scenes: Makes or finds what the PDM score needs to know of a scene; without it there are no PDM scores.
       scorer: Computes them; NAVSIM's evaluation unless given.
+      extended_scorer: Computes extended scores.
       batch_size: Scenes planned at once.
       seed: Of the sampler's noise.
       scenes_during_training: How many scenes of each split a periodic evaluation takes, evenly spaced.
@@ -55,6 +62,7 @@ class OpenLoop:
         ego_status_mlp: str | Path | None = None,
         pdm_scenes: PdmSceneSource | None = None,
         scorer: PdmScorer | None = None,
+        extended_scorer: ExtendedScorer | None = None,
         batch_size: int = 64,
         seed: int = 0,
         scenes_during_training: int = 256,
@@ -70,6 +78,7 @@ class OpenLoop:
             self._baselines += (EgoStatusMLPAgent(ego_status_mlp, batch_size=batch_size),)
         self._pdm_scenes = pdm_scenes
         self._scorer = PdmScorer() if scorer is None else scorer
+        self._extended_scorer = ExtendedScorer() if extended_scorer is None else extended_scorer
         self._batch_size = batch_size
         self._seed = seed
         self._scenes_during_training = scenes_during_training
@@ -130,11 +139,13 @@ class OpenLoop:
         named = {agent.name for agent in agents}
         everyone = [*agents, *(baseline for baseline in self._baselines if baseline.name not in named)]
         evaluation = evaluate_open_loop(everyone, list(splits.items()), progress=True)
-        pdms = None
+        pdms = epdms = None
         if self._pdm_scenes is not None:
-            pdms = evaluate_pdms(evaluation, self._pdm_scenes, self._scorer, progress=True)
-        summary = write_tables(run_dir, evaluation, pdms)
-        write_report(run_dir, evaluation, pdms=pdms, subject=everyone[0].name)
+            extended = EpdmsCollector(self._extended_scorer)
+            pdms = evaluate_pdms(evaluation, self._pdm_scenes, self._scorer, progress=True, observers=[extended])
+            epdms = extended.finish()
+        summary = write_tables(run_dir, evaluation, pdms, epdms)
+        write_report(run_dir, evaluation, pdms=pdms, epdms=epdms, subject=everyone[0].name)
         for split in splits:
             for agent, metrics in summary.items():
                 logging.info("%-18s on %-10s %s", agent, split, _result_line(metrics, split))
@@ -202,15 +213,16 @@ def headline(summary: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def _result_line(metrics: Mapping[str, float], split: str) -> str:
-    """One agent's figures on a split, PDMS with its interval, and what it leaves out."""
+    """One agent's figures on a split, scores with their intervals, and what they leave out."""
     shown = []
     for name in HEADLINE_METRICS:
         if f"{split}/{name}" not in metrics:
             continue
         text = f"{name} {metrics[f'{split}/{name}']:.3f}"
-        if name == "pdms":
-            text += f" [{metrics[f'{split}/pdms_ci95_low']:.3f}, {metrics[f'{split}/pdms_ci95_high']:.3f}]"
-            label = partial_label(int(metrics[f"{split}/pdms_scenes"]), int(metrics[f"{split}/pdms_failed"]))
+        if name in SCORES:
+            text += f" [{metrics[f'{split}/{name}_ci95_low']:.3f}, {metrics[f'{split}/{name}_ci95_high']:.3f}]"
+            counts = f"{split}/{SCORES[name]}"
+            label = partial_label(int(metrics[f"{counts}_scenes"]), int(metrics[f"{counts}_failed"]))
             text += f" {label}" if label else ""
         shown.append(text)
     return "  ".join(shown)
