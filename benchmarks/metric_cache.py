@@ -3,8 +3,8 @@
     python benchmarks/metric_cache.py                  # navsim_mini, from OPENSCENE_DATA_ROOT or ../shared/data
 
 One process on one core makes all scenes of navsim_mini, writes them and reads them back, in several rounds; the first,
-which compiles and reads the maps, is timed apart. The time for navtrain on 16 cores is extrapolated from one core: shards
-share no work.
+which compiles and reads the maps, is timed apart. The time for navtrain on 16 cores is extrapolated from one core,
+since shards share no work.
 """
 
 import argparse

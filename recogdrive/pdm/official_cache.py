@@ -3,12 +3,14 @@
 Neither navsim nor nuplan-devkit is needed, and nothing in the files is run.
 """
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import gin
 import numpy as np
+from absl import logging
 
 from recogdrive.data.safe_pickle import DataPickleError
 from recogdrive.data.scene_filter import EXPECTED_SCENES
@@ -34,11 +36,9 @@ class OfficialMetricCache:
 
     Attributes:
       name: As above.
-      tokens: Of all scenes, by log.
 
     Raises:
-      FileNotFoundError: There is no cache in the folder.
-      ValueError: No folder is named, the lists of the cache are damaged, or an argument is out of range.
+      ValueError: No folder is named, or an argument is out of range.
     """
 
     def __init__(self, path: str | Path | None, *, geometry: str = "float32", name: str | None = None) -> None:
@@ -46,9 +46,22 @@ class OfficialMetricCache:
             raise ValueError(f"OfficialMetricCache.geometry={geometry!r} must be one of {', '.join(GEOMETRIES)}.")
         self._root = _root_of(path)
         self._dtype = np.dtype(geometry)
-        self._files = list_files(self._root)
         self.name = name or self._root.name
-        self.tokens: Sequence[str] = tuple(file.token for file in self._files)
+
+    @functools.cached_property
+    def _files(self) -> tuple[OfficialFile, ...]:
+        """Files of the cache; listed when first needed, so that an experiment can be described without it."""
+        return tuple(list_files(self._root))
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        """Of all scenes, by log.
+
+        Raises:
+          FileNotFoundError: There is no cache in the folder.
+          ValueError: The lists of the cache are damaged.
+        """
+        return tuple(file.token for file in self._files)
 
     @property
     def expected_scenes(self) -> int | None:
@@ -83,8 +96,7 @@ class OfficialPdmScenes:
       geometry: "float32" or "float64".
 
     Raises:
-      FileNotFoundError: There is no cache in the folder.
-      ValueError: No folder is named, the lists of the cache are damaged, or an argument is out of range.
+      ValueError: No folder is named, or an argument is out of range.
     """
 
     def __init__(self, path: str | Path | None, *, geometry: str = "float32") -> None:
@@ -92,7 +104,20 @@ class OfficialPdmScenes:
             raise ValueError(f"OfficialPdmScenes.geometry={geometry!r} must be one of {', '.join(GEOMETRIES)}.")
         self._root = _root_of(path)
         self._dtype = np.dtype(geometry)
-        self._files = {file.token: file for file in list_files(self._root)}
+
+    @functools.cached_property
+    def _files(self) -> Mapping[str, OfficialFile]:
+        """Token -> file; listed when it is first needed, so that an experiment can be described without the cache."""
+        return {file.token: file for file in list_files(self._root)}
+
+    def require(self) -> None:
+        """Lists the cache.
+
+        Raises:
+          FileNotFoundError: There is no cache in the folder.
+          ValueError: Its lists are damaged.
+        """
+        logging.info("scenes to score in: %d of the official metric cache %s", len(self._files), self._root)
 
     def __call__(self, scene: Scene) -> PdmScene:
         """The record of `scene`; raises SceneError for a token that is not there or whose file cannot be used."""
