@@ -49,9 +49,9 @@ def read_layers(package: GeoPackage) -> dict[MapLayer, ReadLayer]:
     """All layers of a file, in the order of `MapLayer`.
 
     Raises:
-      ValueError: As `GeoPackage.table`; also for an outline that is not one polygon, a boundary or baseline path that
-        is not one line, a lane without a baseline path, a connector without an outline, and a reference, stop line or
-        speed limit that is no number.
+      ValueError: As `GeoPackage.table`; also for an outline that is not one polygon of three corners or more, a boundary
+        or baseline path that is not one line, a lane without a baseline path, a connector without an outline, and a
+        reference, stop line or speed limit that is no number.
     """
     centerlines = _read_centerlines(package)
     boundaries = _read_boundaries(package)
@@ -280,6 +280,10 @@ def _areas(layer: MapLayer, table: Table, **attributes: Sequence[Any]) -> ReadLa
     # Each ring without its last point, which repeats the first one.
     rings = [ring[:-1] for ring in _split(xy, ring_ends[1:])]
     bounds = polygon_ends.tolist()
+    short = np.flatnonzero(np.diff(ring_ends) < 4)
+    if len(short):
+        row = int(np.searchsorted(polygon_ends, short[0], side="right")) - 1
+        raise ValueError(f"{layer.value} {table.ids[row]} has a ring of fewer than three corners.")
     names = ("id", "polygon", "holes", *attributes)
     outlines = [rings[first] for first in bounds[:-1]]
     holes = [tuple(rings[first + 1 : end]) for first, end in itertools.pairwise(bounds)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import struct
 import threading
 
 import numpy as np
@@ -16,6 +17,8 @@ from recogdrive.geometry import from_frame, points_to_frame
 ROAD = np.array([365_000.0, 143_000.0])
 """UTM start of the straight road in sg-one-north: lanes 0-40 m and 50-90 m, a connector between, 3.5 m wide."""
 CITY = "sg-one-north"
+FLAT = shapely.from_wkb(b"\x01\x03\0\0\0\x01\0\0\0\x03\0\0\0" + struct.pack("<6d", 1, 1, 2, 2, 1, 1))
+"""A ring of a point, another one and the first again."""
 
 
 @pytest.fixture(scope="session")
@@ -335,6 +338,10 @@ def test_a_damaged_index_is_named(tmp_path, content):
         ({"gen_lane_connectors_scaled_width_polygons": []}, "connector 1 has no outline"),
         ({"crosswalks": [(3, straight(0))]}, "crosswalk 3 is a LineString"),
         ({"crosswalks": [(3, shapely.Polygon())]}, "crosswalk 3 is an empty geometry"),
+        (
+            {"crosswalks": [(2, shapely.box(0, 0, 1, 1)), (3, FLAT)]},
+            "crosswalk 3 has a ring of fewer than three corners",
+        ),
         ({"boundaries": [(80, shapely.box(0, 0, 1, 1))]}, "boundaries 80 is a Polygon instead of one linestring"),
         ({"boundaries": [(80, shapely.LineString())]}, "boundaries 80 is an empty geometry"),
         ({"lanes_polygons": [(1, shapely.box(0, 0, 1, 1), 1, None, None, "fast")]}, "speed limit 'fast'"),
