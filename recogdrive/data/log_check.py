@@ -1,6 +1,7 @@
 """What logs give for the splits that want scenes of them, and what is wrong with them."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import multiprocessing
 from collections import Counter
@@ -15,6 +16,7 @@ from recogdrive.data.navsim import TIME_TOLERANCE_S
 from recogdrive.data.navsim_log import LogFrame, parse_windows, read_log
 from recogdrive.data.scene_filter import SceneFilter
 from recogdrive.data.types import FRAME_INTERVAL_S, HISTORY_FRAMES
+from recogdrive.data.windows import filter_windows
 
 NAMED = 5
 """How many of the images that are missing in a log are named."""
@@ -138,7 +140,8 @@ def check_log(path: Path, wanted: Sequence[ScenesWanted]) -> list[LogFindings]:
 
 def _check(raw: Sequence[Mapping[str, Any]], log: str, split: ScenesWanted) -> LogFindings:
     length = split.scene_filter.num_frames
-    starts = _window_starts(raw, log, split)
+    # A limit on how many scenes to use is none on how many there should be.
+    starts = filter_windows(raw, dataclasses.replace(split.scene_filter, max_scenes=None), split.tokens)
     frames = parse_windows(raw, log, list(starts.values()), length, split.three_way_commands)
     windows = {token: [frames[start + i] for i in range(length)] for token, start in starts.items()}
     if split.scene_filter.num_future_frames and any(frame.detections is None for frame in frames.values()):
@@ -157,22 +160,6 @@ def _check(raw: Sequence[Mapping[str, Any]], log: str, split: ScenesWanted) -> L
         empty=empty,
         named=named,
     )
-
-
-def _window_starts(raw: Sequence[Mapping[str, Any]], log: str, split: ScenesWanted) -> dict[str, int]:
-    """Token -> first frame. Source: NAVSIM `filter_scenes`; of a token that occurs twice, the later window."""
-    wanted = split.scene_filter
-    starts = {}
-    for start in range(0, len(raw) - wanted.num_frames + 1, wanted.frame_interval):
-        current = raw[start + wanted.num_history_frames - 1]
-        try:
-            has_route = len(current["roadblock_ids"]) > 0
-        except TypeError as error:
-            raise ValueError(f"Log {log}, token {current['token']}: roadblock_ids is no list: {error}.") from error
-        token = str(current["token"])
-        if (has_route or not wanted.has_route) and (split.tokens is None or token in split.tokens):
-            starts[token] = start
-    return starts
 
 
 def _has_gap(window: Sequence[LogFrame]) -> bool:

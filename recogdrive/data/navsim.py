@@ -14,10 +14,19 @@ import tqdm
 from absl import logging
 
 from recogdrive.data.maps import map_path, open_map
-from recogdrive.data.navsim_files import choose_logs, find_data_root, find_filter, find_maps_root, find_split, shown
+from recogdrive.data.navsim_files import (
+    choose_logs,
+    find_data_root,
+    find_filter,
+    find_maps_root,
+    find_split,
+    find_yaml,
+    shown,
+)
 from recogdrive.data.navsim_log import CAMERA_NAMES, THREE_WAY_COMMANDS, LogFrame, parse_windows, read_log, scene_of
 from recogdrive.data.scene_filter import EXPECTED_SCENES, LOG_SPLIT_PARTS, SceneFilter
 from recogdrive.data.types import FRAME_INTERVAL_S, FUTURE_FRAMES, HISTORY_FRAMES, Scene
+from recogdrive.data.windows import filter_windows
 from recogdrive.suggestions import did_you_mean
 
 TIME_TOLERANCE_S = 0.1
@@ -50,7 +59,8 @@ class NavsimScenes:
       map_radius_m: Half side of the square of map around the ego.
       name: What to call the split in reports; by default the filter's name, else `split`.
       log_names: Only these of the filter's logs.
-      log_split: YAML file of the official split of logs: only the filter's logs in `log_split_part` are taken.
+      log_split: YAML file of the official split of logs (found like the filter's): only the filter's logs in
+        `log_split_part` are taken.
       log_split_part: train_logs, val_logs or test_logs.
       sensor_root: Folder of camera images; by default `data_root`/sensor_blobs/`split`.
       require_cameras: Cameras (`cam_f0` ...) whose image of the current frame has to exist.
@@ -122,7 +132,12 @@ class NavsimScenes:
         _check_lengths(self.scene_filter)
         self.name = name or self.scene_filter.name or split
         self._logs, missing_logs = choose_logs(
-            self._log_dir, self.scene_filter, log_names, log_split, log_split_part, on_missing_log
+            self._log_dir,
+            self.scene_filter,
+            log_names,
+            None if log_split is None else find_yaml(log_split, root),
+            log_split_part,
+            on_missing_log,
         )
         self.report = {"logs": len(self._logs), "missing_logs": missing_logs, "scenes": 0}
         windows = self._index()
@@ -202,7 +217,7 @@ class NavsimScenes:
             if wanted.max_scenes is not None and len(windows) >= wanted.max_scenes:
                 break
             raw = read_log(self._log_dir / f"{log_name}.pkl")
-            starts = _filter_windows(raw, wanted, listed, windows.keys(), counts)
+            starts = filter_windows(raw, wanted, listed, windows.keys(), counts)
             frames = self._remember(log, raw, list(starts.values()))
             # A repeated token keeps its place in the order but takes the later window, as in NAVSIM's dict.
             counts["repeated_tokens"] += len(starts.keys() & windows.keys())
@@ -294,37 +309,6 @@ class NavsimScenes:
                 expected,
                 official_name or "its token list",
             )
-
-
-def _filter_windows(
-    raw: Sequence[Mapping[str, Any]],
-    wanted: SceneFilter,
-    listed: frozenset[str] | None,
-    earlier: collections.abc.Set[str],
-    counts: collections.Counter[str],
-) -> dict[str, int]:
-    """Token -> first frame, for the windows of one log that pass the filter; what does not is added to `counts`."""
-    starts: dict[str, int] = {}
-    new = 0
-    counts["frames"] += len(raw)
-    for start in range(0, len(raw), wanted.frame_interval):
-        if start + wanted.num_frames > len(raw):
-            counts["dropped_short"] += 1
-            continue
-        current = raw[start + wanted.num_history_frames - 1]
-        token = str(current["token"])
-        if wanted.has_route and len(current["roadblock_ids"]) == 0:
-            counts["dropped_no_route"] += 1
-            continue
-        if listed is not None and token not in listed:
-            counts["dropped_not_listed"] += 1
-            continue
-        counts["repeated_tokens"] += token in starts
-        new += token not in starts and token not in earlier
-        starts[token] = start
-        if wanted.max_scenes is not None and len(earlier) + new >= wanted.max_scenes:
-            break
-    return starts
 
 
 def _check_choice(field: str, value: str, known: Sequence[str]) -> None:

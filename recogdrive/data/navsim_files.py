@@ -91,7 +91,7 @@ def choose_logs(
     folder: Path,
     scene_filter: SceneFilter,
     log_names: Sequence[str] | None = None,
-    log_split: str | None = None,
+    log_split: str | Path | None = None,
     log_split_part: str = "train_logs",
     on_missing: str = "error",
 ) -> tuple[tuple[str, ...], int]:

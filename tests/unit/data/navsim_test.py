@@ -492,3 +492,10 @@ def test_an_argument_out_of_range_is_refused_with_its_value(make_frames, write_d
     root = str(write_data({"log-a000": make_frames()}))
     with pytest.raises(ValueError, match=message):
         NavsimScenes(root, **arguments)
+
+
+def test_a_log_split_is_looked_up_from_the_data_root(write_data, make_frames):
+    root = write_data({"log-a000": make_frames("log-a000"), "log-b000": make_frames("log-b000")})
+    (root / "split.yaml").write_text("train_logs: [log-b000]\nval_logs: []\ntest_logs: []\n")
+    scenes = NavsimScenes(str(root), scene_filter=SceneFilter(), log_split="split.yaml")
+    assert scenes.log_of(0) == "log-b000" and scenes.report["logs"] == 1

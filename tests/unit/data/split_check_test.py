@@ -128,7 +128,7 @@ def test_damaged_logs_are_named_with_their_reason_and_the_others_are_checked(mak
     assert list(report.damaged) == ["log-b000", "log-c000", "log-d000", "log-e000"]
     assert "log-b000.pkl" in report.damaged["log-b000"]
     assert "ego_dynamic_state[0] is nan" in report.damaged["log-c000"]
-    assert "roadblock_ids is no list" in report.damaged["log-d000"]
+    assert "roadblock_ids=None is no list of names" in report.damaged["log-d000"]
     assert "holds a dict instead of a list of frames" in report.damaged["log-e000"]
 
 
