@@ -49,9 +49,9 @@ def read_layers(package: GeoPackage) -> dict[MapLayer, ReadLayer]:
     """All layers of a file, in the order of `MapLayer`.
 
     Raises:
-      ValueError: As `GeoPackage.table`; also for an outline that is not one polygon of three corners or more, a boundary
-        or baseline path that is not one line, a lane without a baseline path, a connector without an outline, and a
-        reference, stop line or speed limit that is no number.
+      ValueError: As `GeoPackage.table`; also for an outline that is not one polygon of three corners or more, a
+        boundary or baseline path that is not one line, a lane without a baseline path, a connector without an outline,
+        and a reference, stop line or speed limit that is no number.
     """
     centerlines = _read_centerlines(package)
     boundaries = _read_boundaries(package)
