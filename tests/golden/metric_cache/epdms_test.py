@@ -20,8 +20,8 @@ from recogdrive.pdm.extended_scores import EXTENDED_COMFORT, SUB_SCORES, weighte
 pytestmark = pytest.mark.heavy
 
 PLANS = ("human", "constant_velocity", "stand_still")
-# The reference samples trajectories on a clock of whole microseconds, which moves a pose by at most a microsecond's way;
-# progress is such a way over some metres.
+# The reference samples trajectories on a clock of whole microseconds, which moves a pose by the way of at most one of
+# them; progress is such a way over some metres.
 TOLERANCE = 1e-6
 
 
