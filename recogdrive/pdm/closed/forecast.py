@@ -89,7 +89,7 @@ def forecast(
       footprint: The ego's box.
       red_lights: Connectors of the route whose light is red; their outlines are obstacles.
       origin: What to subtract from the red lights' global outlines.
-      ignored: Tracks to leave out from the start.
+      ignored: Tracks to leave out from the start, and red lights to ignore.
     """
     chosen = _nearest(detections, center, ignored)
     boxes = detections.boxes[chosen].astype(np.float64)
@@ -103,13 +103,10 @@ def forecast(
     time_s = STEP_S * STEPS_PER_MAP * np.arange(NUM_MAPS)
     moved = shapely.polygons(corners + time_s[:, None, None, None] * velocities[:, None])
     trees = tuple(shapely.STRtree([*polygons, *lights], node_capacity=_NODE_CAPACITY) for polygons in moved)
-    collided = np.concatenate(
-        [
-            shapely.intersects(footprint, moved[0]),
-            np.array([shapely.within(footprint, light) for light in lights], bool),
-        ]
-    ).astype(bool)
-    tokens = [detections.track_tokens[i] for i in chosen] + [f"{RED_LIGHT}{lane.element.id}" for lane in red_lights]
+    names = [f"{RED_LIGHT}{lane.element.id}" for lane in red_lights]
+    passed = [name in ignored or shapely.within(footprint, light) for name, light in zip(names, lights, strict=True)]
+    collided = np.concatenate([shapely.intersects(footprint, moved[0]), np.array(passed, dtype=bool)]).astype(bool)
+    tokens = [*(detections.track_tokens[i] for i in chosen), *names]
     return Forecast(
         tokens=tuple(tokens),
         poses=poses,

@@ -96,6 +96,14 @@ def test_a_red_light_is_ignored_only_if_the_ego_is_wholly_within_it(detections, 
     assert around.num_objects == 1
 
 
+def test_a_red_light_to_ignore_is_ignored_wherever_the_ego_is(detections, city):
+    city.road("a", (0, 0), (20, 0)).road("b", (40, 0), (60, 0)).joint("ab", "a", "b", (20, 0), (40, 0))
+    light = city.graph().connector("ab.0")
+    assert made(detections(), [light]).collided_tokens == frozenset()
+    ignored = frozenset({"red_light_ab.0"})
+    assert made(detections(), [light], ignored).collided_tokens == ignored
+
+
 def test_nothing_around_is_a_forecast_too(detections):
     around = made(detections())
     assert around.tokens == () and around.agent_poses().shape == (51, 0, 3)
