@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -81,6 +82,8 @@ class NuPlanMap:
       elements: Layer -> its elements in table order. Their geometry is *global* (UTM metres, float64), unlike that
         of the elements of a `MapPatch`.
 
+    The queries raise ValueError for a point that is not finite.
+
     Raises:
       FileNotFoundError, ValueError: As `map_path`; ValueError also for a missing layer or column and for a damaged
         or unexpected geometry. All name the path.
@@ -120,12 +123,12 @@ class NuPlanMap:
 
         Source: nuplan-devkit `get_proximal_map_objects`.
         """
-        x, y = float(xy_global[0]), float(xy_global[1])
+        x, y = _finite(xy_global)
         return self._meeting(shapely.box(x - radius_m, y - radius_m, x + radius_m, y + radius_m), layer)
 
     def containing(self, xy_global: Float[np.ndarray, "2"], layer: MapLayer) -> tuple[MapElement, ...]:
         """Elements of a layer that a point lies in, or on the border of, in table order."""
-        return self._meeting(shapely.Point(float(xy_global[0]), float(xy_global[1])), layer)
+        return self._meeting(shapely.Point(_finite(xy_global)), layer)
 
     def nearest(self, xy_global: Float[np.ndarray, "2"], layer: MapLayer) -> MapElement | None:
         """The element of a layer whose polygon is nearest to a point, the first in table order of equally near ones.
@@ -135,7 +138,7 @@ class NuPlanMap:
 
         Source: nuplan-devkit `get_distance_to_nearest_map_object`.
         """
-        found = self._trees[layer].query_nearest(shapely.Point(float(xy_global[0]), float(xy_global[1])))
+        found = self._trees[layer].query_nearest(shapely.Point(_finite(xy_global)))
         return self.elements[layer][found.min()] if len(found) else None
 
     def drivable_area(self, xy_global: Float[np.ndarray, "2"], radius_m: float) -> tuple[MapElement, ...]:
@@ -178,6 +181,13 @@ def open_map(maps_root: str | Path, city: str) -> NuPlanMap:
     """The map of a city, read at the first call in a process and shared by all later ones and all threads."""
     with _OPEN_LOCK:
         return _open_cached(str(maps_root), _CITY_ALIASES.get(city, city))
+
+
+def _finite(xy_global: Float[np.ndarray, "2"]) -> tuple[float, float]:
+    x, y = float(xy_global[0]), float(xy_global[1])
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise ValueError(f"({x}, {y}) is no place on the map; pass UTM metres.")
+    return x, y
 
 
 def _in_frame(elements: list[MapElement], origin: Float[np.ndarray, "3"]) -> tuple[MapElement, ...]:

@@ -217,6 +217,20 @@ def test_the_nearest_element_is_the_one_of_least_distance_and_the_first_of_equal
     assert NuPlanMap(write_road(intersections=rows), CITY).nearest(on_road(5.0, 5.0), MapLayer.INTERSECTION).id == "3"
 
 
+@pytest.mark.parametrize("query", ["containing", "nearest", "near", "drivable_area", "patch"])
+def test_a_point_that_is_not_finite_is_refused(road, query):
+    pose = np.array([np.nan, ROAD[1], 0.0])
+    arguments = {
+        "containing": (pose[:2], MapLayer.LANE),
+        "nearest": (pose[:2], MapLayer.LANE),
+        "near": (pose[:2], 5.0, MapLayer.LANE),
+        "drivable_area": (pose[:2], 5.0),
+        "patch": (pose, 5.0),
+    }
+    with pytest.raises(ValueError, match=r"\(nan, 143000\.0\) is no place on the map"):
+        getattr(road, query)(*arguments[query])
+
+
 def test_point_queries_equal_a_test_of_every_polygon(navsim_mini):
     city = open_map(navsim_mini / "maps", "us-ma-boston")
     generator = np.random.default_rng(0)
