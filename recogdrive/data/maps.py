@@ -67,7 +67,7 @@ def _read_index(path: Path) -> dict[str, str]:
     """City -> version."""
     try:
         return {city: str(entry["version"]) for city, entry in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no map index: {type(error).__name__}: {error}. Download it again.") from error
 
 

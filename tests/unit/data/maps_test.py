@@ -337,7 +337,7 @@ def test_las_vegas_is_another_name_of_the_strip(navsim_mini):
     assert map_path(navsim_mini / "maps", "las_vegas") == map_path(navsim_mini / "maps", "us-nv-las-vegas-strip")
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"sg-one-north": {}}', '{"sg-one-north": 1}'])
+@pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '{"sg-one-north": {}}', '{"sg-one-north": 1}'])
 def test_a_damaged_index_is_named(tmp_path, content):
     (tmp_path / "nuplan-maps-v1.0.json").write_text(content)
     with pytest.raises(ValueError, match="is no map index"):
