@@ -111,3 +111,14 @@ def test_a_vertex_lies_at_the_length_before_it_or_where_the_line_first_passes(dr
     assert found <= before + 1e-9
     passed = shapely.LineString(line).interpolate(found)
     assert passed.distance(shapely.Point(line[index])) < 1e-9
+
+
+def test_distances_agree_with_shapely():
+    rng = np.random.default_rng(0)
+    line, points = rng.normal(0, 10, (PADDED, 2)), rng.normal(0, 15, (40, 2))
+    line[3] = line[2]
+    for count in (2, 5, PADDED):
+        with jax.enable_x64(True):
+            found = route.distance(jnp.asarray(points), jnp.asarray(line), jnp.asarray(count))
+        expected = shapely.distance(shapely.points(points), shapely.LineString(line[:count]))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)

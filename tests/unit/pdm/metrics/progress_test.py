@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recogdrive.pdm.metrics.progress import ego_progress, raw_progress
+from recogdrive.pdm.metrics.progress import ego_progress, extended_ego_progress, raw_progress
 
 _raw_progress = jax.jit(raw_progress)
 _ego_progress = jax.jit(ego_progress)
@@ -67,3 +67,22 @@ def test_progress_has_the_dtype_of_the_metres(dtype):
     with jax.enable_x64(True):
         values = jax.ShapeDtypeStruct((2, 3), dtype)
         assert jax.eval_shape(ego_progress, values, values, values, values).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "raw, factor, normaliser_raw, normaliser_factor, expected",
+    [
+        (20.0, 1.0, 40.0, 1.0, 0.5),
+        (50.0, 1.0, 40.0, 1.0, 1.0),
+        (20.0, 0.5, 40.0, 1.0, 0.5),  # what costs a factor keeps its progress, unlike in the PDM score
+        (20.0, 0.0, 40.0, 1.0, 0.5),
+        (50.0, 0.5, 40.0, 1.0, 1.0),  # never more than full
+        (20.0, 0.5, 40.0, 0.0, 1.0),  # relative to its own 10 m
+        (20.0, 0.0, 40.0, 0.0, 1.0),  # nobody to measure it by
+        (1.0, 1.0, 5.0, 1.0, 1.0),  # too little way to tell
+        (1.0, 1.0, 5.1, 1.0, 1 / 5.1),
+    ],
+)
+def test_extended_progress(raw, factor, normaliser_raw, normaliser_factor, expected):
+    found = extended_ego_progress(*map(jnp.float32, (raw, factor, normaliser_raw, normaliser_factor)))
+    assert float(found) == pytest.approx(expected)
