@@ -6,7 +6,7 @@ all of them: global ones where the map has a place in the world, else those of t
 
 import itertools
 import zlib
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from recogdrive.pdm.array_codec import compress, decompress
 
 _CRC_BYTES = 4
-_DIFFERENCES = {"vertices": 1, "ring_offsets": 2, "polygon_offsets": 2, "layers": 0}
+_DIFFERENCES = {"ring_offsets": 2, "polygon_offsets": 2, "layers": 0}
+_VERTEX_DIFFERENCES = (0, 1)
+"""Whichever is smaller: repeated vertices compress best as they are, surveyed outlines as steps."""
 
 
 class Polygons(NamedTuple):
@@ -53,9 +55,11 @@ class Polygons(NamedTuple):
 
     def to_bytes(self) -> bytes:
         """The table as a stream of Arrow with one row, behind its CRC-32."""
-        row = {name: compress(array, differences=_DIFFERENCES[name]) for name, array in self._asdict().items()}
-        sizes = {f"num_{name}": len(array) for name, array in self._asdict().items()}
-        batch = pa.RecordBatch.from_pylist([{**row, **sizes, "dtype": self.vertices.dtype.name}])
+        row: dict[str, Any] = {name: compress(getattr(self, name), differences=n) for name, n in _DIFFERENCES.items()}
+        tried = [(compress(self.vertices, differences=n), n) for n in _VERTEX_DIFFERENCES]
+        row["vertices"], row["vertex_differences"] = min(tried, key=lambda one: len(one[0]))
+        row |= {f"num_{name}": len(array) for name, array in self._asdict().items()}
+        batch = pa.RecordBatch.from_pylist([{**row, "dtype": self.vertices.dtype.name}])
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
@@ -73,12 +77,15 @@ class Polygons(NamedTuple):
         if zlib.crc32(content).to_bytes(_CRC_BYTES, "little") != check:
             raise ValueError("the checksum of the map table does not match")
         (values,) = pa.ipc.open_stream(content).read_all().to_pylist()
-        dtypes = {"vertices": np.dtype(values["dtype"]), "layers": np.dtype(np.int8)}
-        arrays = {}
-        for name, differences in _DIFFERENCES.items():
-            shape = (values[f"num_{name}"], 2) if name == "vertices" else (values[f"num_{name}"],)
-            dtype = dtypes.get(name, np.dtype(np.int32))
-            arrays[name] = decompress(values[name], shape, dtype, differences=differences)
+        dtypes = {"layers": np.dtype(np.int8)}
+        arrays = {
+            name: decompress(
+                values[name], (values[f"num_{name}"],), dtypes.get(name, np.dtype(np.int32)), differences=n
+            )
+            for name, n in _DIFFERENCES.items()
+        }
+        shape, dtype = (values["num_vertices"], 2), np.dtype(values["dtype"])
+        arrays["vertices"] = decompress(values["vertices"], shape, dtype, differences=values["vertex_differences"])
         return cls(**arrays)
 
 

@@ -107,12 +107,13 @@ class ShardWriter:
         known = {"format": cache_format.VERSION, "failed": self.failed, "dtypes": self.dtypes, **facts}
         metadata = {_FACTS: json.dumps(known).encode()}
         metadata |= {_TABLES[is_global]: pool.table().to_bytes() for is_global, pool in self._pools.items()}
-        schema = cache_format.SCHEMA.with_metadata(metadata)
+        schema = cache_format.SCHEMA
         rows = {name: [row[name] for row in self._rows] for name in schema.names}
         batch = pa.RecordBatch.from_pydict(rows, schema=schema)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(batch)
+            # Beside the batch, since a file has its schema twice.
+            writer.write_batch(batch, custom_metadata=metadata)
         content = sink.getvalue()
         write_whole(path, content)
         return _entry(path, len(self), content)
@@ -135,14 +136,13 @@ def open_shard(path: Path) -> Shard:
     """
     try:
         with pa.memory_map(str(path)) as file:
-            reader = pa.ipc.open_file(file)
-            batch = reader.get_batch(0)
+            read = pa.ipc.open_file(file).get_batch_with_custom_metadata(0)
+        batch, metadata = read.batch, dict(read.custom_metadata or {})
         batch.validate(full=True)
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
     if batch.schema != cache_format.SCHEMA:
         raise ValueError("it has other columns than this version writes")
-    metadata = batch.schema.metadata or {}
     tables = {is_global: Polygons.from_bytes(metadata[key]) for is_global, key in _TABLES.items() if key in metadata}
     try:
         facts = json.loads(metadata[_FACTS])

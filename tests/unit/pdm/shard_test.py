@@ -152,5 +152,5 @@ def test_facts_are_json_that_a_person_can_read(tmp_path, road_scene):
     writer.add(road_scene)
     writer.write(tmp_path / "x.arrow", {"machine": {"cpu": "abacus"}})
     with pa.memory_map(str(tmp_path / "x.arrow")) as file:
-        metadata = pa.ipc.open_file(file).schema.metadata
+        metadata = pa.ipc.open_file(file).get_batch_with_custom_metadata(0).custom_metadata
     assert json.loads(metadata[b"recogdrive"])["machine"] == {"cpu": "abacus"}
