@@ -60,13 +60,21 @@ def module_file(dotted):
     return None
 
 
+def programs_of_tests():
+    """Import name -> module of what tests hand to other processes, which find it on a path of their own."""
+    found = (Path(m) for m in modules() if m.startswith("tests/"))
+    return {m.stem: str(m) for m in found if not m.stem.endswith("_test") and m.stem not in ("conftest", "__init__")}
+
+
 def expected_deps(name, target):
-    owner, deps = owners(), set()
+    owner, deps, programs = owners(), set(), programs_of_tests()
     for source in target["srcs"]:
         for dotted in imported_names(source):
             top = dotted.split(".")[0]
             if top in ("recogdrive", "experiments"):
                 deps.add(f":{owner[module_file(dotted)]}")
+            elif top in programs:
+                deps.add(f":{owner[programs[top]]}")
             elif top not in sys.stdlib_module_names:
                 deps.add(f"@pip//{DISTRIBUTIONS.get(top, top.lower())}")
     return deps - {f":{name}"}
