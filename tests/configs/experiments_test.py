@@ -57,7 +57,8 @@ def test_a_runnable_experiment_builds_its_stage_and_leaves_nothing_unbound(name)
     stage, parent = base.build()
     kinds = {"baseline_ego_status_mlp": "Imitation", "baseline": "EvaluateAgents", "debug_eval": "Evaluate"}
     kinds |= {"mini_submission": "WriteSubmission", "mini_score_submission": "EvaluateAgents"}
-    kinds |= {"data_check": "DataCheck", "mini_data_check": "DataCheck"}
+    kinds |= {"data_check": "DataCheck", "mini_data_check": "DataCheck", "mini_eval": "Evaluate"}
+    kinds |= {f"{split}_cache_metrics": "CacheMetrics" for split in ("mini", "navtrain", "navtest")}
     assert type(stage).__name__ == kinds.get(name, kinds.get(name.split("_")[0], "Imitation"))
     assert (parent == Path("somewhere")) == bool(bindings)
 
