@@ -7,6 +7,7 @@ import pytest
 
 from recogdrive.data.context import SceneTokens
 from recogdrive.evaluation.agents import ConstantVelocity, Human, recorded_trajectories
+from recogdrive.evaluation.epdms import EpdmsEvaluation, EpdmsRow
 from recogdrive.models.ego_status_mlp import EgoStatusMLP
 from recogdrive.models.planner.official_checkpoint import save_official
 from recogdrive.pdm.errors import SceneError
@@ -233,6 +234,27 @@ def test_the_final_evaluation_scores_every_agent_and_says_what_is_partial(
         assert (tmp_path / name).is_file()
     assert "partial (2 of 3 scenes)" in (tmp_path / "report" / "index.html").read_text()
     assert headline(summary)["planner/pdms"] == summary["planner"]["pdms"]
+
+
+def test_extended_scores_stand_beside_pdms_in_the_log_where_scenes_have_them(
+    straight_scene, agent, scorer, tmp_path, caplog, monkeypatch
+):
+    row = EpdmsRow("val", "planner", "t", "log", "", True, score=0.9, score_unfiltered=0.5, score_before_fix=0.5)
+    failed = EpdmsRow("val", "planner", "u", "log", "", False, "unknown")
+    found = EpdmsEvaluation((row, failed))
+    monkeypatch.setattr("recogdrive.stages.open_loop.EpdmsCollector.finish", lambda self: found)
+    agent.params = 2.0
+    with caplog.at_level("INFO"):
+        summary = OpenLoop([], pdm_scenes=PdmScenes(), scorer=scorer).final(
+            tmp_path, [agent], {"val": Source(straight_scene, 2)}
+        )
+    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("planner ")]
+    assert (
+        "epdms 0.900 [0.900, 0.900] partial (1 of 2 scenes)  "
+        "epdms_unfiltered 0.500 [0.500, 0.500] partial (1 of 2 scenes)  ade" in line
+    )
+    assert headline(summary)["planner/epdms"] == 0.9
+    assert (tmp_path / "epdms" / "val" / "filtered_before_fix" / "planner.csv").is_file()
 
 
 def test_without_scenes_to_score_in_there_are_no_pdm_scores(straight_scene, agent, tmp_path):
