@@ -67,6 +67,21 @@ EXPERIMENTS = [
         description="Small planner imitating one log of real driving, evaluated on it and on another log.",
     ),
     Experiment(
+        name="mini_cache_metrics",
+        description="Scenes to score in of both logs of real driving: route, centre line, PDM-Closed.",
+    ),
+    Experiment(
+        name="mini_eval",
+        description="PDMS and EPDMS of the planner of mini_il, human and constant velocity on both logs.",
+        starts_from="mini_il",
+    ),
+    Experiment(
+        name="navtrain_cache_metrics", description="Scenes to score in of navtrain, from NAVSIM logs and nuPlan maps."
+    ),
+    Experiment(
+        name="navtest_cache_metrics", description="Scenes to score in of navtest, from NAVSIM logs and nuPlan maps."
+    ),
+    Experiment(
         name="mini_submission",
         description="Leaderboard submission with the plans of a mini_il run for both logs of navsim_mini.",
         starts_from="mini_il",
@@ -81,21 +96,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="mini_data_check", description="What is there of navsim_mini, and whether its two logs are complete."
-    ),
-    Experiment(
-        name="mini_cache_metrics",
-        description="Scenes to score in of both logs of real driving: route, centre line, PDM-Closed.",
-    ),
-    Experiment(
-        name="mini_eval",
-        description="PDMS and EPDMS of the planner of mini_il, human and constant velocity on both logs.",
-        starts_from="mini_il",
-    ),
-    Experiment(
-        name="navtrain_cache_metrics", description="Scenes to score in of navtrain, from NAVSIM logs and nuPlan maps."
-    ),
-    Experiment(
-        name="navtest_cache_metrics", description="Scenes to score in of navtest, from NAVSIM logs and nuPlan maps."
     ),
     Experiment(
         name="baseline_constant_velocity", description="Straight ahead at the current speed, in the synthetic town."

@@ -69,7 +69,7 @@ def _found(opener: OpenSource) -> str:
     try:
         source = opener()
     except (OSError, ValueError) as error:
-        return f"not available: {error}"
+        return f"not available: {str(error).splitlines()[0]}"  # Gin adds lines on where it was called.
     details = ", ".join(
         f"{count:,} {what.replace('_', ' ')}" for what, count in source.report.items() if what != "scenes"
     )

@@ -171,7 +171,7 @@ class CacheMetrics:
         try:
             count = len(self._maker.tokens)
         except (OSError, ValueError) as error:
-            return f"not available: {error}"
+            return f"not available: {str(error).splitlines()[0]}"  # Gin adds lines on where it was called.
         return f"{count:,} scenes of {self._maker.name}"
 
     def _tasks(self) -> list[ShardTask]:
