@@ -42,6 +42,7 @@ class Evaluate:
         """Evaluates the weights of `parent`, a run folder or an official `.ckpt`."""
         if parent is None:
             raise ValueError("Evaluation needs weights: set PARENT to a run folder or an official .ckpt file.")
+        self._evaluation.require()
         params = load_planner_weights(self._planner, parent)
         splits = self._splits.open_evaluate()
         folder.update(data=self._splits.describe())

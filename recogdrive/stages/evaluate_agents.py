@@ -41,6 +41,7 @@ class EvaluateAgents:
         """
         if parent is not None:
             raise ValueError(f"{parent} would not be read: {self._names()} start from no run. Leave run.parent unset.")
+        self._evaluation.require()
         splits = self._splits.open_evaluate()
         folder.update(data=self._splits.describe())
         return headline(self._evaluation.final(folder.path, self._agents, splits))

@@ -73,6 +73,7 @@ class Imitation:
 
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Trains from scratch, or from the parent's weights, then evaluates and exports the final weights."""
+        self._evaluation.require()
         initial = None if parent is None else load_planner_weights(self._planner, parent)
         train = self._splits.open_train()
         evaluated = self._splits.open_evaluate()

@@ -84,6 +84,11 @@ class OpenLoop:
         self._scenes_during_training = scenes_during_training
         self._pictures = pictures
 
+    def require(self) -> None:
+        """Makes sure, before anything else is done, that scenes to score in can be had; raises what says why not."""
+        if self._pdm_scenes is not None:
+            self._pdm_scenes.require()
+
     def agent(self, planner: TrainablePlanner, params: Params | None, context: ContextSource) -> PlannerAgent:
         """The planner with these weights, as an agent; None where they come later."""
         return PlannerAgent(planner, params, context, batch_size=self._batch_size, seed=self._seed)
