@@ -166,17 +166,16 @@ def _scores(scenes: SceneBatch, driven: Drive, finite: Bool[Array, "S G"], weigh
     normaliser = scenes.normaliser_progress_m[:, None], scenes.normaliser_factor[:, None]
     progress = ego_progress(driven.progress_m, factor, *normaliser)
     progress = jnp.where(jnp.isnan(normaliser[0]), jnp.nan, progress)  # Nobody scored the normaliser.
-    weighted = (
-        weights.progress * progress
-        + weights.time_to_collision * driven.time_to_collision_within_bound
-        + weights.comfort * driven.comfort
-        + weights.driving_direction * driven.driving_direction_compliance
+    average = weights.average(
+        progress,
+        driven.time_to_collision_within_bound,
+        driven.comfort,
+        driven.driving_direction_compliance,
     )
-    total = weights.progress + weights.time_to_collision + weights.comfort + weights.driving_direction
     return PdmScores(
         valid=valid,
         ego_progress=known(progress, valid),
-        score=known(factor * (weighted / total), valid),
+        score=known(factor * average, valid),
         normaliser_progress_m=scenes.normaliser_progress_m,
         normaliser_factor=scenes.normaliser_factor,
         **{name: known(values, valid) for name, values in driven._asdict().items()},

@@ -25,6 +25,22 @@ class ScoreWeights:
         if not all(0 <= value < float("inf") for value in values) or sum(values) == 0:
             raise ValueError(f"{self} cannot be used: weights must be finite, not negative and not all zero.")
 
+    def average(
+        self,
+        progress: Float[Array, "*n"],
+        time_to_collision: Float[Array, "*n"],
+        comfort: Float[Array, "*n"],
+        driving_direction: Float[Array, "*n"],
+    ) -> Float[Array, "*n"]:
+        """Weighted mean of the averaged sub-scores."""
+        weighted = (
+            self.progress * progress
+            + self.time_to_collision * time_to_collision
+            + self.comfort * comfort
+            + self.driving_direction * driving_direction
+        )
+        return weighted / (self.progress + self.time_to_collision + self.comfort + self.driving_direction)
+
 
 EVALUATION_WEIGHTS = ScoreWeights()
 REINFORCEMENT_WEIGHTS = ScoreWeights(progress=10.0)

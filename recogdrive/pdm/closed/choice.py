@@ -17,7 +17,7 @@ from recogdrive.pdm.batch import SceneBatch, Sizes, pad_scenes
 from recogdrive.pdm.closed.extended_choice import extended_proposal_scores
 from recogdrive.pdm.lights import ALWAYS, Light, LightSizes, pad_lights
 from recogdrive.pdm.map_index import MapIndex
-from recogdrive.pdm.metrics.progress import MINIMUM_TOP_M
+from recogdrive.pdm.metrics.progress import ego_progress
 from recogdrive.pdm.metrics.traffic_light import Lights
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.scorer import drive
@@ -71,19 +71,12 @@ def score_proposals(
     headings = wrap_half_open(poses[..., Pose.HEADING])
     driven = drive(scenes, jnp.concatenate([poses[..., : Pose.HEADING], headings[..., None]], axis=-1))
     factor = driven.no_at_fault_collisions * driven.drivable_area_compliance
-    achieved = driven.progress_m * factor
-    top = jnp.max(achieved, axis=-1, keepdims=True)
-    enough = top > MINIMUM_TOP_M
-    alone = jnp.where(factor == 0, 0.0, 1.0).astype(achieved.dtype)
-    progress = jnp.where(enough, achieved / jnp.where(enough, top, 1.0), alone)
-    weighted = (
-        weights.progress * progress
-        + weights.time_to_collision * driven.time_to_collision_within_bound
-        + weights.comfort * driven.comfort
-        + weights.driving_direction * driven.driving_direction_compliance
+    best = jnp.max(driven.progress_m * factor, axis=-1, keepdims=True)
+    progress = ego_progress(driven.progress_m, factor, best, jnp.ones_like(best))
+    average = weights.average(
+        progress, driven.time_to_collision_within_bound, driven.comfort, driven.driving_direction_compliance
     )
-    total = weights.progress + weights.time_to_collision + weights.comfort + weights.driving_direction
-    score = factor * (weighted / total)
+    score = factor * average
     extended_score = extended_proposal_scores(scenes, lights, driven)
     return ProposalScores(
         score=score,

@@ -1,7 +1,6 @@
 """Parity of everything a scene is made of with the reference's metric caches, and of scores in our container.
 
-Cases come from `<golden>/metric_cache/index.json`; logs and maps from the first of these that has them:
-`data/navsim_mini` beside the golden folder, OPENSCENE_DATA_ROOT, ../shared/data/navsim_mini.
+Cases come from `<golden>/metric_cache/index.json`, logs and maps from where `conftest.py` finds them.
 
 Geometry agrees to 1e-9 m, the rounding of UTM metres in float64. Simulated states have the tolerance of golden/pdm's
 README. The drive of the last second may move by 1e-5 m: behind a leader the driver model feeds rounding back, and one
@@ -18,8 +17,6 @@ import numpy as np
 import pytest
 
 from recogdrive.data.maps import open_map
-from recogdrive.data.navsim import NavsimScenes
-from recogdrive.data.scene_filter import SceneFilter
 from recogdrive.data.types import AgentClass
 from recogdrive.geometry import box_corners
 from recogdrive.pdm.cache import PdmCache, PdmCacheWriter
@@ -52,14 +49,8 @@ def test_there_are_cases(golden_metric_cache):
 
 
 @pytest.fixture(scope="module")
-def scenes(request):
-    roots = [GOLDEN.parent / "data" / "navsim_mini", Path(os.environ.get("OPENSCENE_DATA_ROOT", "nowhere"))]
-    wanted = {case["log"] for case in INDEX.values()}
-    for root in (*roots, request.getfixturevalue("navsim_mini")):
-        for split in sorted((root / "navsim_logs").glob("*")):
-            if wanted <= {path.stem for path in split.glob("*.pkl")}:
-                return NavsimScenes(str(root), split.name, SceneFilter(frame_interval=1), str(root / "maps"))
-    raise AssertionError(f"no data root has the logs {sorted(wanted)}")
+def scenes(reference_split):
+    return reference_split
 
 
 @pytest.fixture(scope="module")
