@@ -42,7 +42,7 @@ quickstart: $(INSTALLED)
 	  --gin_bindings "EGO_STATUS_MLP='$(WORKDIR)/baseline_ego_status_mlp'"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --cov=recogdrive --cov-report=term
+	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --dist loadfile --cov=recogdrive --cov-report=term
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak
