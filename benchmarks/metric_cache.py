@@ -127,7 +127,7 @@ def _bytes_a_scene(folder: Path) -> dict[str, float]:
 
     cache = PdmCache(folder)
     shards = [open_shard(folder / shard["file"]) for shard in cache.manifest["shards"]]
-    maps = sum(len(table.to_bytes()) for shard in shards for table in shard.tables.values())
+    maps = sum(len(table.to_bytes()) for shard in shards for table in shard.read_tables().values())
     return {"all": cache.manifest["bytes"] / len(cache), "maps": maps / len(cache)}
 
 

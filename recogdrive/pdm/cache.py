@@ -4,8 +4,10 @@
 written last, so a folder has one only if everything in it is whole. Rows are laid out in `cache_format`.
 """
 
+import collections
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +21,15 @@ from absl import logging
 from recogdrive.pdm import cache_format
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.machine import machine_stamp
+from recogdrive.pdm.map_table import Polygons
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.shard import TEMPORARY, Shard, ShardWriter, open_shard, write_whole
 from recogdrive.version import __version__
 
 MANIFEST = "manifest.json"
 SCENES_PER_SHARD = 256
+TABLES_IN_MEMORY = 128
+"""Shards whose polygons a process keeps, about a megabyte each."""
 SCENES_FOLDER = "scenes"
 """Where runs that write a container have it, within their folder."""
 
@@ -166,7 +171,7 @@ def write_manifest(
       folder: Where they are.
       origin: What the scenes were made from.
       tokens: Of all scenes, in order.
-      shards: Entry of every shard, in order (`ShardWriter.write`, `shard_entry`).
+      shards: Entry of every shard, in order (`ShardWriter.write`, `Shard.entry`).
       failed: Scenes that are missing: dictionaries with `token` and `reason`.
       dtypes: Array -> dtype in all shards.
       machines: Stamps of what computed them (`machine_stamp`).
@@ -216,10 +221,16 @@ class PdmCache:
         if problems := [text for shard in self._shards if (text := self._wrong_size(shard))]:
             raise CacheError(f"{self.folder} is damaged: {'; '.join(problems)}. Write it anew.")
         self._opened: dict[int, Shard] = {}
+        self._reset_tables()
         self._index: dict[str, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}, "_index": None}
+        kept = {key: value for key, value in self.__dict__.items() if key not in ("_tables", "_lock")}
+        return {**kept, "_opened": {}, "_index": None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset_tables()
 
     def __repr__(self) -> str:
         return f"PdmCache({str(self.folder)!r}, {len(self)} scenes, {self.fingerprint[:12]})"
@@ -246,7 +257,7 @@ class PdmCache:
         row = index - int(self._ends[shard])
         opened = self._open(shard)
         try:
-            return cache_format.decode(opened.columns, row, self.manifest["dtypes"], opened.tables)
+            return cache_format.decode(opened.columns, row, self.manifest["dtypes"], self._tables_of(shard))
         except (ValueError, LookupError, OSError, pa.ArrowException) as error:
             name = self._shards[shard]["file"]
             raise CacheError(
@@ -305,6 +316,21 @@ class PdmCache:
                 raise CacheError(f"{path} does not hold what {MANIFEST} says. Write the container anew.")
             self._opened[shard] = opened
         return self._opened[shard]
+
+    def _tables_of(self, shard: int) -> Mapping[bool, Polygons]:
+        """Shared polygons of a shard; those that were unused for longest are forgotten and read again when needed."""
+        with self._lock:
+            tables = self._tables.pop(shard, None)
+            if tables is None:
+                tables = self._open(shard).read_tables()
+                while len(self._tables) >= TABLES_IN_MEMORY:
+                    self._tables.popitem(last=False)
+            self._tables[shard] = tables
+            return tables
+
+    def _reset_tables(self) -> None:
+        self._tables: collections.OrderedDict[int, Mapping[bool, Polygons]] = collections.OrderedDict()
+        self._lock = threading.Lock()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

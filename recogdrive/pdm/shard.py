@@ -26,19 +26,32 @@ class Shard(NamedTuple):
     """An open shard.
 
     Attributes:
+      path: Its file.
       columns: Name -> column, mapped into memory.
-      tables: Shared polygons: global ones under True, those in the coordinates of one scene under False.
       facts: What was written beside them: `failed`, `dtypes`, `machine` and whatever the writer added.
     """
 
+    path: Path
     columns: Mapping[str, pa.Array]
-    tables: Mapping[bool, Polygons]
     facts: Mapping[str, Any]
 
     @property
     def num_scenes(self) -> int:
         """Rows."""
         return len(self.columns["token"])
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return _entry(self.path, self.num_scenes, self.path.read_bytes())
+
+    def read_tables(self) -> dict[bool, Polygons]:
+        """The shared polygons: global ones under True, those in the coordinates of one scene under False.
+
+        Raises:
+          ValueError, OSError: They are damaged.
+        """
+        _, metadata = _read(self.path)
+        return {is_global: Polygons.from_bytes(metadata[key]) for is_global, key in _TABLES.items() if key in metadata}
 
 
 class ShardWriter:
@@ -134,30 +147,26 @@ def open_shard(path: Path) -> Shard:
     Raises:
       ValueError, OSError: It cannot be read, or does not hold what a shard holds.
     """
+    batch, metadata = _read(path)
     try:
-        with pa.memory_map(str(path)) as file:
-            read = pa.ipc.open_file(file).get_batch_with_custom_metadata(0)
-        batch, metadata = read.batch, dict(read.custom_metadata or {})
         batch.validate(full=True)
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
     if batch.schema != cache_format.SCHEMA:
         raise ValueError("it has other columns than this version writes")
-    tables = {is_global: Polygons.from_bytes(metadata[key]) for is_global, key in _TABLES.items() if key in metadata}
+    if _FACTS not in metadata:
+        raise ValueError("it holds no facts about itself")
+    return Shard(path, dict(zip(batch.schema.names, batch.columns, strict=True)), json.loads(metadata[_FACTS]))
+
+
+def _read(path: Path) -> tuple[pa.RecordBatch, dict[bytes, bytes]]:
+    """Rows of a shard, mapped into memory, and what stands beside them."""
     try:
-        facts = json.loads(metadata[_FACTS])
-    except KeyError as error:
-        raise ValueError("it holds no facts about itself") from error
-    return Shard(dict(zip(batch.schema.names, batch.columns, strict=True)), tables, facts)
-
-
-def shard_entry(path: Path) -> dict[str, Any]:
-    """Entry of a finished shard for the manifest.
-
-    Raises:
-      ValueError, OSError: As `open_shard`.
-    """
-    return _entry(path, open_shard(path).num_scenes, path.read_bytes())
+        with pa.memory_map(str(path)) as file:
+            read = pa.ipc.open_file(file).get_batch_with_custom_metadata(0)
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
+    return read.batch, dict(read.custom_metadata or {})
 
 
 def _entry(path: Path, scenes: int, content: bytes | pa.Buffer) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from recogdrive.pdm.cache import MANIFEST, SCENES_FOLDER, SCENES_PER_SHARD, shar
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.machine import check_linear_algebra, machine_stamp
 from recogdrive.pdm.making import FailedScene, SceneMaker
-from recogdrive.pdm.shard import TEMPORARY, ShardWriter, open_shard, shard_entry, write_whole
+from recogdrive.pdm.shard import TEMPORARY, ShardWriter, open_shard, write_whole
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
 from recogdrive.stages.executors import Executor
@@ -203,17 +203,24 @@ class CacheMetrics:
 
     def _complete(self, scenes: Path, origin: Mapping[str, object], tasks: Iterable[ShardTask]) -> dict[str, object]:
         """Writes manifest and list of failures from the finished shards, and says what is there and what is not."""
-        paths = [scenes / shard_name(task.number) for task in tasks]
-        shards = [open_shard(path) for path in paths]
-        tokens = [token for shard in shards for token in shard.columns["token"].to_pylist()]
-        failed = [failure for shard in shards for failure in shard.facts["failed"]]
-        machines = list({json.dumps(s.facts["machine"]): s.facts["machine"] for s in shards}.values())
+        entries, tokens, failed = [], [], []
         dtypes: dict[str, str] = {}
-        for shard in shards:
+        machines: dict[str, Mapping[str, str]] = {}
+        for task in tasks:
+            shard = open_shard(scenes / shard_name(task.number))
+            entries.append(shard.entry())
+            tokens += shard.columns["token"].to_pylist()
+            failed += shard.facts["failed"]
             dtypes |= shard.facts["dtypes"]
-        entries = [shard_entry(path) for path in paths]
+            machines[json.dumps(shard.facts["machine"])] = shard.facts["machine"]
         write_manifest(
-            scenes, origin=origin, tokens=tokens, shards=entries, failed=failed, dtypes=dtypes, machines=machines
+            scenes,
+            origin=origin,
+            tokens=tokens,
+            shards=entries,
+            failed=failed,
+            dtypes=dtypes,
+            machines=list(machines.values()),
         )
         _write_failures(scenes.parent / FAILED, failed)
         total = sum(entry["bytes"] for entry in entries)
@@ -259,7 +266,9 @@ def _is_finished(path: Path, plan: str) -> bool:
     if not path.exists():
         return False
     try:
-        finished = open_shard(path).facts.get("plan") == plan
+        shard = open_shard(path)
+        shard.read_tables()
+        finished = shard.facts.get("plan") == plan
     except (ValueError, OSError) as error:
         logging.warning("%s is made again: %s", path, error)
         return False

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 DRIVER = Path(__file__).with_name("pickle_fuzz_driver.py")
-CASES = {"logs": 600, "caches": 500, "lists": 200, "submissions": 200}
+CASES = {"logs": 700, "caches": 600, "lists": 200, "submissions": 100}
 FACTOR = float(os.environ.get("RECOGDRIVE_FUZZ_CASES", "1"))
 SECONDS = 300 * max(FACTOR, 1)
 PEAK_BYTES = 2**30

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from recogdrive.data.synthetic.town import SyntheticTown
+from recogdrive.pdm import cache as cache_module
 from recogdrive.pdm import cache_format
 from recogdrive.pdm.cache import CacheError, PdmCache, PdmCacheWriter, fingerprint, pdm_stream
 from recogdrive.pdm.errors import SceneError
@@ -294,6 +295,16 @@ def test_a_container_is_read_from_threads(tmp_path, roads, assert_same):
     with ThreadPoolExecutor(4) as pool:
         for index, stored in enumerate(pool.map(cache.__getitem__, list(range(7)) * 8)):
             assert_same(stored, roads[index % 7])
+
+
+def test_few_shards_keep_their_polygons_in_memory(tmp_path, roads, assert_same, monkeypatch):
+    monkeypatch.setattr(cache_module, "TABLES_IN_MEMORY", 2)
+    _write(tmp_path, roads, scenes_per_shard=1)
+    cache = PdmCache(tmp_path)
+    for index in (0, 1, 2, 0, 6, 3, 3, 0):
+        assert_same(cache[index], roads[index])
+        assert len(cache._tables) <= 2
+    assert list(cache._tables) == [3, 0]
 
 
 def test_a_pickled_container_takes_no_scenes_along(tmp_path, roads, assert_same):

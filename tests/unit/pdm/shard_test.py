@@ -11,7 +11,7 @@ from recogdrive.pdm import cache_format
 from recogdrive.pdm.cache import PdmCache, PdmCacheWriter
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.scene import ExtendedFacts
-from recogdrive.pdm.shard import ShardWriter, open_shard, shard_entry
+from recogdrive.pdm.shard import ShardWriter, open_shard
 from recogdrive.pdm.validation import validate
 
 PLACE = np.array([585_086.964, 4_477_449.41])
@@ -51,7 +51,7 @@ def test_scenes_of_one_drive_share_their_polygons(tmp_path, drive, assert_same):
     cache = PdmCache(tmp_path)
     for stored, (scene, _) in zip(cache, drive, strict=True):
         assert_same(stored, scene)
-    table = open_shard(tmp_path / "scenes-00000.arrow").tables[True]
+    table = open_shard(tmp_path / "scenes-00000.arrow").read_tables()[True]
     assert len(table.layers) == 3 and table.vertices.dtype == np.float64
     np.testing.assert_array_equal(table.vertices, drive[0][1])
 
@@ -62,7 +62,7 @@ def test_scenes_with_and_without_a_place_in_the_world_lie_side_by_side(tmp_path,
     cache = PdmCache(tmp_path)
     for stored, scene in zip(cache, (drive[0][0], road_scene, drive[1][0]), strict=True):
         assert_same(stored, scene)
-    assert set(open_shard(tmp_path / "scenes-00000.arrow").tables) == {True, False}
+    assert set(open_shard(tmp_path / "scenes-00000.arrow").read_tables()) == {True, False}
 
 
 def test_vertices_that_are_not_those_of_the_map_are_refused(drive):
@@ -126,7 +126,7 @@ def test_what_a_writer_adds_and_what_failed_is_kept(tmp_path, road_scene):
     shard = open_shard(tmp_path / "x.arrow")
     assert shard.num_scenes == 1 == entry["scenes"]
     assert shard.facts["plan"] == "abc" and shard.facts["failed"] == [{"token": "lost", "reason": "no route"}]
-    assert shard_entry(tmp_path / "x.arrow") == entry
+    assert shard.entry() == entry
     assert [path.name for path in tmp_path.iterdir()] == ["x.arrow"]
 
 

@@ -82,6 +82,13 @@ def test_collided_tracks_are_forgotten_unless_they_are_to_accumulate(split):
     assert [before for before, _ in keeps] == [[], [], [light], [light], [light], [light]]
 
 
+@pytest.mark.parametrize(("name", "expected"), [("navtest", 12_146), ("navtrain", 103_288), ("", None)])
+def test_the_name_of_an_official_filter_says_how_many_scenes_there_should_be(navsim_mini, name, expected):
+    chosen = SceneFilter(frame_interval=1, name=name)
+    maker = NavsimMetricScenes(lambda: NavsimScenes(str(navsim_mini), "mini", chosen, str(navsim_mini / "maps")))
+    assert maker.expected_scenes == expected and len(maker.tokens) == 35
+
+
 def test_a_pickled_maker_takes_no_logs_and_no_programs_along(maker):
     assert len(pickle.dumps(maker)) < 10_000
     copy = pickle.loads(pickle.dumps(maker))
