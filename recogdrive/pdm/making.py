@@ -41,10 +41,12 @@ class SceneMaker(Protocol):
     Attributes:
       name: What to call the split.
       tokens: Token of every scene, in order.
+      expected_scenes: How many scenes the complete split holds; None where that is not known.
     """
 
     name: str
     tokens: Sequence[str]
+    expected_scenes: int | None
 
     def make(self, positions: Sequence[int]) -> Iterator[MadeScene | FailedScene]:
         """The records at positions of `tokens`, in their order; a scene that cannot be made is no reason to stop."""

@@ -226,7 +226,7 @@ class CacheMetrics:
         total = sum(entry["bytes"] for entry in entries)
         summary: dict[str, object] = {
             "split": self._maker.name,
-            "expected": self._expected or getattr(self._maker, "expected_scenes", None),
+            "expected": self._expected or self._maker.expected_scenes,
             "in_split": len(self._maker.tokens),
             "stored": len(tokens),
             "failed": len(failed),

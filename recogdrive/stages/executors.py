@@ -76,7 +76,7 @@ class ProcessPool:
         """Results as they come; leaving early ends the workers after their current tasks."""
         if not tasks:
             return
-        count = min(self._workers or len(os.sched_getaffinity(0)), len(tasks))
+        count = min(self._workers or len(_cores()), len(tasks))
         with _environment(_ONE_THREAD):
             pool = ProcessPoolExecutor(
                 count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(make_work,)
@@ -148,6 +148,7 @@ class _RayWorker:
     """What an actor holds."""
 
     def __init__(self, make_work: Callable[[], Work]) -> None:
+        _use_one_thread()
         self._work = make_work()
 
     def work(self, task: Task) -> Result:
@@ -180,10 +181,20 @@ def _use_one_thread() -> None:
     """Starts JAX while it sees one core, which is how it sizes its pool of threads, without staying on that core."""
     import jax
 
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
+    cores = _cores()
+    _use_cores({min(cores)})
     jax.devices()
-    os.sched_setaffinity(0, cores)
+    _use_cores(cores)
+
+
+def _cores() -> set[int]:
+    """Cores that this process may use; not every system can tell them from all there are."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _use_cores(cores: set[int]) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
 
 
 @contextlib.contextmanager
