@@ -1,6 +1,5 @@
 """Whether splits are complete on disk: every log read once, every scene checked as `NavsimScenes` would take it."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 import gin
 import tqdm
 
+from recogdrive.cores import usable_cores
 from recogdrive.data.inventory import LOGS_FOLDER, SENSORS_FOLDER, in_words, map_problem
 from recogdrive.data.log_check import NAMED, LogFindings, ScenesWanted, check_logs
 from recogdrive.data.maps import map_path
@@ -149,7 +149,7 @@ def check_splits(
         if camera not in CAMERA_NAMES:
             raise ValueError(f"There is no camera {camera!r}.{did_you_mean(str(camera), CAMERA_NAMES)}")
     searches = [_search(data_root, definition, tuple(cameras), history_images) for definition in definitions]
-    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS) if workers is None else workers
+    workers = min(len(usable_cores()), MOST_WORKERS) if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers={workers} must be positive.")
     for folder in dict.fromkeys(search.definition.split for search in searches):

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import gin
 
+from recogdrive.cores import usable_cores
+
 Task = Any
 Result = Any
 Work = Callable[[Task], Result]
@@ -76,7 +78,7 @@ class ProcessPool:
         """Results as they come; leaving early ends the workers after their current tasks."""
         if not tasks:
             return
-        count = min(self._workers or len(_cores()), len(tasks))
+        count = min(self._workers or len(usable_cores()), len(tasks))
         with _environment(_ONE_THREAD):
             pool = ProcessPoolExecutor(
                 count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(make_work,)
@@ -181,15 +183,10 @@ def _use_one_thread() -> None:
     """Starts JAX while it sees one core, which is how it sizes its pool of threads, without staying on that core."""
     import jax
 
-    cores = _cores()
+    cores = usable_cores()
     _use_cores({min(cores)})
     jax.devices()
     _use_cores(cores)
-
-
-def _cores() -> set[int]:
-    """Cores that this process may use; not every system can tell them from all there are."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _use_cores(cores: set[int]) -> None:
