@@ -1,4 +1,4 @@
-"""1,500 damaged logs, metric caches, lists of caches and submissions: each is read right or refused by name.
+"""1,600 damaged logs, metric caches, lists of caches and submissions: each is read right or refused by name.
 
 Every seed is a case of its own; `pickle_fuzz_driver.py KIND SEED SEED+1 FOLDER` repeats one. RECOGDRIVE_FUZZ_CASES
 multiplies the number of cases.
