@@ -136,8 +136,13 @@ def _card(pdms: PdmsEvaluation, split: EvaluatedSplit, item: Evidence, rows: Seq
         "results": [
             {
                 "agent": row.agent,
-                "values": [f"{getattr(row, name):.2g}" for name in _CARD_COLUMNS] if row.valid else None,
+                "values": [_short(getattr(row, name)) for name in _CARD_COLUMNS] if row.valid else None,
             }
             for row in rows
         ],
     }
+
+
+def _short(value: float) -> str:
+    """A sub-score with at most two decimals."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
