@@ -19,7 +19,7 @@ from recogdrive.pdm.state import STATE_SIZE
 from recogdrive.pdm.validation import EXTENDED_SHAPES, SHAPES
 
 VERSION = 2
-"""Number of this layout. In 1 every scene had its map in its own row."""
+"""Number of this layout."""
 
 _TEXTS = ("token", "log_name", "map_name", "normaliser_name")
 _FIXED = {"origin": 3, "ego_state": STATE_SIZE}

@@ -9,6 +9,9 @@ from jaxtyping import Float
 
 from recogdrive.pdm.scene import PdmScene
 
+GEOMETRIES = ("float32", "float64")
+"""Dtypes that makers offer for the geometry of scenes."""
+
 
 @dataclass(frozen=True)
 class MadeScene:

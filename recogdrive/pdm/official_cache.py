@@ -16,13 +16,11 @@ from recogdrive.data.safe_pickle import DataPickleError
 from recogdrive.data.scene_filter import EXPECTED_SCENES
 from recogdrive.data.types import Scene
 from recogdrive.pdm.errors import SceneError
-from recogdrive.pdm.making import FailedScene, MadeScene
+from recogdrive.pdm.making import GEOMETRIES, FailedScene, MadeScene
 from recogdrive.pdm.official_files import OfficialFile, list_files
 from recogdrive.pdm.official_records import open_cache
-from recogdrive.pdm.official_scene import NORMALISER, official_scene
-from recogdrive.pdm.scene import PdmScene
-
-GEOMETRIES = ("float32", "float64")
+from recogdrive.pdm.official_scene import official_scene
+from recogdrive.pdm.scene import PDM_CLOSED, PdmScene
 
 
 @gin.register
@@ -73,7 +71,7 @@ class OfficialMetricCache:
         return {
             "source": "official_metric_cache",
             "name": self.name,
-            "normaliser": NORMALISER,
+            "normaliser": PDM_CLOSED,
             "geometry": self._dtype.name,
         }
 

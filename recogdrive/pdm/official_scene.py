@@ -18,11 +18,9 @@ from recogdrive.geometry import Pose
 from recogdrive.pdm import official_records as official
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.official_records import UnfitRecordError, args_of, field, fields_of, integer, items, number, strings
-from recogdrive.pdm.scene import LANE_LAYERS, PdmScene, PolygonLayer
+from recogdrive.pdm.scene import LANE_LAYERS, PDM_CLOSED, PdmScene, PolygonLayer
 from recogdrive.pdm.state import CANDIDATE_POSES, NUM_OBSERVED, REAR_AXLE_TO_CENTER_M, STATE_SIZE, STEP_S, EgoState
 from recogdrive.pdm.validation import validate
-
-NORMALISER = "pdm_closed"
 
 _LAYERS = {
     0: PolygonLayer.LANE,
@@ -145,7 +143,7 @@ def _convert(cache: Any, token: str, log_name: str, dtype: np.dtype) -> tuple[Pd
         polygon_on_route=surroundings.on_route,
         centerline=(np.array(centerline).reshape(-1, len(Pose)) - origin)[:, : Pose.HEADING].astype(dtype),
         normaliser_poses=(_normaliser(field(fields, "trajectory", "the cache"), ego) - origin).astype(dtype),
-        normaliser_name=NORMALISER,
+        normaliser_name=PDM_CLOSED,
         human_poses=np.full((CANDIDATE_POSES, len(Pose)), np.nan, dtype=dtype),
     )
     return scene, surroundings.vertices

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from recogdrive.pdm.errors import SceneError
-from recogdrive.pdm.scene import PdmScene
+from recogdrive.pdm.scene import PDM_CLOSED, PdmScene
 from recogdrive.pdm.state import CANDIDATE_POSES
 
 FORMAT = 1
 """The `format` of index.json that this file reads."""
 INDEX = "index.json"
-NORMALISER = "pdm_closed"
 
 _X, _Y, _HEADING, _LENGTH, _WIDTH, _VELOCITY_X, _VELOCITY_Y = range(7)
 _OUTPUT = "out_"
@@ -117,7 +116,7 @@ def reference_scene(path: str | Path, *, log_name: str = "", map_name: str = "")
                 polygon_on_route=arrays["poly_on_route"],
                 centerline=np.ascontiguousarray(arrays["centerline"][:, :2]),
                 normaliser_poses=arrays["normaliser_poses"],
-                normaliser_name=NORMALISER,
+                normaliser_name=PDM_CLOSED,
                 human_poses=np.full((CANDIDATE_POSES, 3), np.nan, dtype=np.float32),
             )
         except KeyError as error:

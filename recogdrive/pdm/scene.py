@@ -18,6 +18,8 @@ class PolygonLayer(IntEnum):
     CARPARK_AREA = 5
 
 
+PDM_CLOSED = "pdm_closed"
+"""`PdmScene.normaliser_name` of scenes whose normaliser is what NAVSIM's is."""
 LANE_LAYERS = (PolygonLayer.LANE, PolygonLayer.LANE_CONNECTOR)
 DRIVABLE_LAYERS = (
     PolygonLayer.ROADBLOCK,

@@ -33,15 +33,12 @@ from recogdrive.pdm.closed.lane_graph import Block, Lane, LaneGraph, graph_of
 from recogdrive.pdm.closed.proposals import Proposals, propose
 from recogdrive.pdm.closed.route import correct_route, route_blocks
 from recogdrive.pdm.errors import SceneError
-from recogdrive.pdm.making import FailedScene, MadeScene
+from recogdrive.pdm.making import GEOMETRIES, FailedScene, MadeScene
 from recogdrive.pdm.map_index import MapIndex, build_map_index
 from recogdrive.pdm.observation import observe
-from recogdrive.pdm.scene import LANE_LAYERS, PdmScene
+from recogdrive.pdm.scene import LANE_LAYERS, PDM_CLOSED, PdmScene
 from recogdrive.pdm.state import NUM_OBSERVED, EgoState
 from recogdrive.pdm.validation import GEOMETRY, validate
-
-NORMALISER = "pdm_closed"
-GEOMETRIES = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -202,7 +199,7 @@ def _record(
         polygon_on_route=np.array(on_route, dtype=bool),
         centerline=np.ascontiguousarray(line[:, : Pose.HEADING]),
         normaliser_poses=np.zeros((NUM_OBSERVED, len(Pose))),
-        normaliser_name=NORMALISER,
+        normaliser_name=PDM_CLOSED,
         human_poses=inputs.human_poses,
         extended=extended_facts(inputs, observation.track_tokens, route_in, graph, np.dtype(np.float64)),
     )
@@ -270,7 +267,7 @@ class NavsimMetricScenes:
         return {
             "source": "navsim_logs",
             "name": self.name,
-            "normaliser": NORMALISER,
+            "normaliser": PDM_CLOSED,
             "geometry": self._geometry,
             "accumulate_collided_tracks": self._accumulate,
         }
@@ -301,7 +298,7 @@ class NavsimMetricScenes:
             graph = graph_of(open_map(self.scenes.maps_root, frames[0].map_name))
             reading = time.perf_counter() - start
             planned = plan_scene(frames, self.scenes.log_of(position), graph, ignored)
-        except (SceneError, ValueError, OSError) as error:
+        except (SceneError, ValueError, OSError, shapely.errors.ShapelyError) as error:
             return FailedScene(token, str(error))
         return dataclasses.replace(planned, seconds={"log and map": reading} | dict(planned.seconds))
 
