@@ -19,7 +19,7 @@ from recogdrive.pdm.extended_batch import ExtendedBatch, ExtendedSizes, pad_exte
 from recogdrive.pdm.extended_scores import MULTIPLIED, SUB_SCORES, ExtendedScores, weighted_score
 from recogdrive.pdm.footprint import centers
 from recogdrive.pdm.footprint import corners as footprint_corners
-from recogdrive.pdm.groups import GrowingGroups, check_groups, without_copies
+from recogdrive.pdm.groups import GroupScorer, check_groups
 from recogdrive.pdm.map_index import build_map_index
 from recogdrive.pdm.metrics import time_to_collision as ttc
 from recogdrive.pdm.metrics.collision import collisions, ego_motion
@@ -32,7 +32,7 @@ from recogdrive.pdm.metrics.progress import extended_ego_progress, raw_progress
 from recogdrive.pdm.metrics.traffic_light import traffic_light
 from recogdrive.pdm.predicates import settle
 from recogdrive.pdm.scene import PdmScene
-from recogdrive.pdm.scorer import DTYPES, known, poses_to_follow
+from recogdrive.pdm.scorer import known, poses_to_follow
 from recogdrive.pdm.simulator import simulate
 from recogdrive.pdm.state import HALF_LENGTH_M, HALF_WIDTH_M, NUM_STATES, EgoState
 from recogdrive.pdm.trajectory import interpolate_normaliser
@@ -221,7 +221,7 @@ def _scores(batch: ExtendedBatch, driven: ExtendedDrive, finite: Bool[Array, "S 
 
 
 @gin.register
-class ExtendedScorer:
+class ExtendedScorer(GroupScorer[ExtendedScores]):
     """Computes extended scores of trajectories, from NumPy to NumPy, compiled once for each size of batch.
 
     Args:
@@ -232,24 +232,15 @@ class ExtendedScorer:
       ValueError: An argument is out of range.
     """
 
+    SCENE_FIELDS = GroupScorer.SCENE_FIELDS | {"human_breaks"}
+
     def __init__(self, *, dtype: str | None = None, max_scenes: int = 64) -> None:
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
-        if max_scenes < 1:
-            raise ValueError(f"max_scenes={max_scenes} must be positive.")
-        self._dtype = dtype
-        self._max_scenes = max_scenes
+        super().__init__(dtype, max_scenes)
         self._sizes: ExtendedSizes | None = None
-        self._groups = GrowingGroups()
         self._refer = jax.jit(with_references)
         self._score = jax.jit(score_extended)
         self._score_once = jax.jit(score_extended_once)
         self._compare = jax.jit(extended_comfort, static_argnames="steps")
-
-    @property
-    def dtype(self) -> str:
-        """What scores are computed in. Asks JAX for its device only when needed, since that starts the device."""
-        return self._dtype or ("float32" if jax.default_backend() == "tpu" else "float64")
 
     def prepare(self, scenes: Sequence[PdmScene]) -> ExtendedBatch:
         """Scenes on the device with normaliser and human driven, to score trajectories in again and again.
@@ -270,34 +261,6 @@ class ExtendedScorer:
         with self._precision():
             return self._score(batch, jnp.asarray(trajectories, self.dtype))
 
-    def score(self, scenes: Sequence[PdmScene], trajectories: Float[np.ndarray, "S G 8 3"]) -> ExtendedScores:
-        """Scores of G trajectories in each scene, as NumPy arrays.
-
-        Args:
-          scenes: At least one, with `extended` and `human_poses`.
-          trajectories: x, y, heading at 0.5 ... 4 s in each scene's initial rear-axle frame.
-
-        Raises:
-          ValueError: No scenes; or as `score_batch`.
-          SceneError: A scene cannot be scored.
-        """
-        trajectories = np.asarray(trajectories)
-        check_groups(trajectories, len(scenes))
-        if not len(scenes):
-            raise ValueError("There are no scenes to score; give at least one.")
-        parts, group = [], trajectories.shape[1]
-        for start in range(0, len(scenes), self._max_scenes):
-            chosen = scenes[start : start + self._max_scenes]
-            rows, columns = self._groups.filled(len(chosen), group)
-            batch = self._padded([chosen[i] for i in rows])
-            planned = trajectories[start : start + len(chosen)][rows][:, columns]
-            with self._precision():
-                scores = self._score_once(batch, jnp.asarray(planned, self.dtype))
-            found = {name: without_copies(v, len(chosen), group) for name, v in scores._asdict().items()}
-            found["human_breaks"] = np.asarray(scores.human_breaks)[: len(chosen)]
-            parts.append(ExtendedScores(**found))
-        return ExtendedScores(*(np.concatenate(values) for values in zip(*parts, strict=True)))
-
     def compare(
         self, current: Float[np.ndarray, "B 41 11"], previous: Float[np.ndarray, "B 41 11"], steps: int
     ) -> Float[np.ndarray, "B"]:
@@ -313,6 +276,9 @@ class ExtendedScorer:
             alike, _ = self._compare(*states, steps=steps)
         return np.asarray(alike.all(axis=-1), np.float64)[: len(current)]
 
+    def _score_groups(self, scenes: Sequence[PdmScene], trajectories: Float[Array, "S G 8 3"]) -> ExtendedScores:
+        return self._score_once(self._padded(scenes), trajectories)
+
     def _padded(self, scenes: Sequence[PdmScene]) -> ExtendedBatch:
         """Scenes, checked, as arrays of sizes that only grow, so that a split soon needs no further compilation."""
         for scene in scenes:
@@ -322,6 +288,3 @@ class ExtendedScorer:
         fitting = ExtendedSizes.fitting(scenes, indices)
         self._sizes = fitting if self._sizes is None else self._sizes.union(fitting)
         return pad_extended(scenes, dtype=self.dtype, indices=indices, sizes=self._sizes)
-
-    def _precision(self) -> jax.enable_x64:
-        return jax.enable_x64(self.dtype == "float64")

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from recogdrive.pdm.batch import SceneBatch, Sizes, pad_scenes
 from recogdrive.pdm.contact import first_contacts
 from recogdrive.pdm.footprint import centers, corners
-from recogdrive.pdm.groups import GrowingGroups, check_groups, without_copies
+from recogdrive.pdm.groups import GroupScorer, check_groups
 from recogdrive.pdm.map_index import build_map_index
 from recogdrive.pdm.metrics import time_to_collision as ttc
 from recogdrive.pdm.metrics.collision import collisions, ego_motion
@@ -33,8 +33,6 @@ from recogdrive.pdm.trajectory import (
     interpolate_normaliser,
 )
 from recogdrive.pdm.validation import validate
-
-DTYPES = ("float32", "float64")
 
 
 class Drive(NamedTuple):
@@ -191,8 +189,8 @@ def known(values: Array, valid: Bool[Array, "S G"]) -> Array:
 
 
 @gin.register
-class PdmScorer:
-    """Scores trajectories of scenes, from NumPy to NumPy, compiled once for each size of batch.
+class PdmScorer(GroupScorer[PdmScores]):
+    """Computes PDM scores of trajectories, from NumPy to NumPy, compiled once for each size of batch.
 
     Args:
       weights: Of the averaged sub-scores; NAVSIM's evaluation unless given.
@@ -204,23 +202,12 @@ class PdmScorer:
     """
 
     def __init__(self, weights: ScoreWeights | None = None, *, dtype: str | None = None, max_scenes: int = 64) -> None:
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
-        if max_scenes < 1:
-            raise ValueError(f"max_scenes={max_scenes} must be positive.")
+        super().__init__(dtype, max_scenes)
         self.weights = EVALUATION_WEIGHTS if weights is None else weights
-        self._dtype = dtype
-        self._max_scenes = max_scenes
         self._sizes: Sizes | None = None
-        self._groups = GrowingGroups()
         self._normalise = jax.jit(with_normaliser)
         self._score = jax.jit(score_trajectories, static_argnames="weights")
         self._score_once = jax.jit(score_once, static_argnames="weights")
-
-    @property
-    def dtype(self) -> str:
-        """What scores are computed in. Asks JAX for its device only when needed, since that starts the device."""
-        return self._dtype or ("float32" if jax.default_backend() == "tpu" else "float64")
 
     def prepare(self, scenes: Sequence[PdmScene]) -> SceneBatch:
         """Scenes on the device with their normalisers scored, to score trajectories in again and again.
@@ -245,31 +232,8 @@ class PdmScorer:
         with self._precision():
             return self._score(scenes, jnp.asarray(trajectories, self.dtype), weights=self.weights)
 
-    def score(self, scenes: Sequence[PdmScene], trajectories: Float[np.ndarray, "S G 8 3"]) -> PdmScores:
-        """Scores of G trajectories in each scene, as NumPy arrays.
-
-        Args:
-          scenes: At least one.
-          trajectories: x, y, heading at 0.5 ... 4 s in each scene's initial rear-axle frame.
-
-        Raises:
-          ValueError: No scenes; or as `score_batch`.
-          SceneError: A scene cannot be scored.
-        """
-        trajectories = np.asarray(trajectories)
-        check_groups(trajectories, len(scenes))
-        if not len(scenes):
-            raise ValueError("There are no scenes to score; give at least one.")
-        parts, group = [], trajectories.shape[1]
-        for start in range(0, len(scenes), self._max_scenes):
-            chosen = scenes[start : start + self._max_scenes]
-            rows, columns = self._groups.filled(len(chosen), group)
-            batch = self._padded([chosen[i] for i in rows])
-            planned = trajectories[start : start + len(chosen)][rows][:, columns]
-            with self._precision():
-                scores = self._score_once(batch, jnp.asarray(planned, self.dtype), weights=self.weights)
-            parts.append(PdmScores(*(without_copies(values, len(chosen), group) for values in scores)))
-        return PdmScores(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    def _score_groups(self, scenes: Sequence[PdmScene], trajectories: Float[Array, "S G 8 3"]) -> PdmScores:
+        return self._score_once(self._padded(scenes), trajectories, weights=self.weights)
 
     def _padded(self, scenes: Sequence[PdmScene]) -> SceneBatch:
         """Scenes, checked, as arrays of sizes that only grow, so that a split soon needs no further compilation."""
@@ -279,6 +243,3 @@ class PdmScorer:
         fitting = Sizes.fitting(scenes, indices)
         self._sizes = fitting if self._sizes is None else self._sizes.union(fitting)
         return pad_scenes(scenes, dtype=self.dtype, indices=indices, sizes=self._sizes)
-
-    def _precision(self) -> jax.enable_x64:
-        return jax.enable_x64(self.dtype == "float64")
