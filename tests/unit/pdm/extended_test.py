@@ -209,8 +209,8 @@ def test_a_trajectory_that_is_not_finite_is_invalid_and_leaves_the_others_alone(
     assert scored("open").valid
 
 
-def test_prepared_scenes_score_alike():
-    scorer = ExtendedScorer()
+def test_prepared_scenes_score_as_those_scored_in_turn():
+    scorer = ExtendedScorer(max_scenes=len(SCENES) - 5)
     scenes = list(SCENES.values())
     batch = scorer.prepare(scenes)
     once, again = scorer.score(scenes, plans()), scorer.score_batch(batch, plans())
