@@ -75,6 +75,13 @@ def blob(geometry, envelope=1):
 
 
 @pytest.fixture
+def no_variables(monkeypatch):
+    """Data roots of the environment are unset."""
+    monkeypatch.delenv("OPENSCENE_DATA_ROOT", raising=False)
+    monkeypatch.delenv("NUPLAN_MAPS_ROOT", raising=False)
+
+
+@pytest.fixture
 def write_city(tmp_path):
     """Function: layer -> rows of (fid, geometry, *columns) to a maps folder; layers set to None are left out."""
 
