@@ -1,0 +1,1 @@
+"""Driving data as a vision-language model reads them: pictures, conversations, tokens."""
