@@ -1,1 +1,1 @@
-"""Driving data as a vision-language model reads them: pictures, conversations, tokens."""
+"""Images and conversations in, batches for a vision-language model out."""
