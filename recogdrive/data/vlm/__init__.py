@@ -1,0 +1,1 @@
+"""What the vision-language model reads: tokens, images, conversations, and the prompts made from driving scenes."""
