@@ -26,7 +26,7 @@ def town():
 @pytest.fixture(scope="module")
 def tokenizer(town):
     prompt = DrivingPrompt("town")
-    return train_tokenizer([turn.text for scene in town for turn in prompt.prompt(scene)], vocab_size=400)
+    return train_tokenizer([turn.text for scene in town for turn in prompt.prompt(scene)], vocab_size=800)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_fingerprint_changes_with_whatever_rows_depend_on(make, change):
 
 
 def test_the_fingerprint_changes_with_the_tokenizer(make):
-    other = train_tokenizer(["Plan the trajectory."], vocab_size=350)
+    other = train_tokenizer(["Plan the trajectory."], vocab_size=720)
     assert make(tokenizer=other).fingerprint != make().fingerprint
 
 
