@@ -12,16 +12,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from recogdrive.models.bridge import Params
 from recogdrive.models.planner.planner import ParameterRow
-from recogdrive.models.vlm import generation, layers, loss, vision
+from recogdrive.models.vlm import generation, initialization, layers, loss, vision
 from recogdrive.models.vlm.config import VlmConfig
 from recogdrive.models.vlm.layers import Parts, part
-from recogdrive.models.vlm.lora import Lora, draw_adapter, dropout_key, is_adapter
+from recogdrive.models.vlm.lora import Lora, dropout_key
 
 Batch = Mapping[str, Any]
-
-_INIT_STD = 0.02
-"""Of linear layers, convolution and embedding. Source: transformers' `PreTrainedModel._init_weights`."""
-_INIT_LAYER_SCALE = 0.1
 
 
 @gin.register
@@ -96,21 +92,8 @@ class InternVL:
         return [ParameterRow(name, s, "float32", int(np.prod(s))) for name, s in self.parts.shapes.items()]
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Draws initial weights in float32 as transformers does: N(0, 0.02), norms 1 and 0, layer scale 0.1."""
-
-        def draw(index: int, name: str, shape: tuple[int, ...]) -> Array:
-            last = name.rpartition(".")[2]
-            if is_adapter(name):
-                return draw_adapter(name, shape, jax.random.fold_in(key, index))
-            if last == "bias" or last in ("cls_token", "position_embeddings"):
-                return jnp.zeros(shape)
-            if last in ("lambda_1", "lambda_2"):
-                return jnp.full(shape, _INIT_LAYER_SCALE)
-            if "norm" in name.split(".")[-2]:
-                return jnp.ones(shape)
-            return _INIT_STD * jax.random.normal(jax.random.fold_in(key, index), shape)
-
-        return {name: draw(index, name, shape) for index, (name, shape) in enumerate(self.parts.shapes.items())}
+        """Draws initial weights in float32; see `initialization.draw`."""
+        return initialization.draw(self.parts.shapes, key)
 
     def image_features(self, params: Params, tiles: Array, key: Key[Array, ""] | None = None) -> Float[Array, "n P D"]:
         """The vectors of tiles, P = `config.tokens_per_tile` each, in compute dtype.
