@@ -24,7 +24,8 @@ from recogdrive.training.summary import TENSORBOARD_FOLDER, EventWriter, Progres
 from recogdrive.training.window import Window, require_finite, wait_for
 
 Evaluate = Callable[[Params, int], Mapping[str, Any]]
-"""(weights, step) -> scalars by name; Matplotlib figures and (H, W, 3) uint8 pictures among them go to TensorBoard."""
+"""(weights, step) -> scalars by name; texts, Matplotlib figures and (H, W, 3) uint8 pictures among them go to
+TensorBoard."""
 
 _STEPS_IN_FLIGHT = 4
 """Steps the host may be ahead of the devices: bounds the memory of waiting batches, never leaves a device idle."""
@@ -235,7 +236,10 @@ class _Run:
             self.best = restored.loop_state["best"]
             logging.info("resuming after step %d of %d", self.step, self.trainer.steps)
         elif init_params is not None:
-            self.state = jax.jit(initial, out_shardings=placement)(self.sharding.put_state(init_params))
+            start = jax.jit(
+                initial, out_shardings=placement, donate_argnums=0
+            )  # Two copies of a large model do not fit.
+            self.state = start(self.sharding.put_state(init_params))
         else:
             self.state = jax.jit(lambda: initial(self.objective.init(init_key)), out_shardings=placement)()
         if self.is_lead:
@@ -327,7 +331,9 @@ class _Run:
             self.metrics_file.write({"step": self.step, **named, "perf": {"eval_s": perf_counter() - start}})
             self.events.scalars(self.step, named)
             for name, value in results.items():
-                if isinstance(value, np.ndarray) and value.ndim == 3:
+                if isinstance(value, str):
+                    self.events.text(self.step, f"eval/{name}", value)
+                elif isinstance(value, np.ndarray) and value.ndim == 3:
                     self.events.image(self.step, f"eval/{name}", value)
                 elif not _is_scalar(value):
                     self.events.figure(self.step, f"eval/{name}", value)
