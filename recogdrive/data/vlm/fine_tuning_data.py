@@ -1,4 +1,4 @@
-"""Everything about the data of a fine-tuning run: conversations, how they become tokens and tiles, how they lie in rows."""
+"""The data of a fine-tuning run: conversations, how they become tokens and tiles, how they lie in rows."""
 
 import copy
 from dataclasses import dataclass
@@ -85,7 +85,8 @@ class FineTuningData:
       layout: Deals samples to rows.
       held_out: Conversations whose loss is watched; None watches none.
       max_seq_length: Where samples are cut.
-      loss_reduction: Weight of a label by the number n of them in its sample: "token" 1, "sample" 1/n, "square" 1/sqrt(n).
+      loss_reduction: Weight of a label by the number n of them in its sample: "token" 1, "sample" 1/n, "square"
+        1/sqrt(n).
       max_skipped: Records that may be unusable, in number or below 1 as a share; 0 refuses any.
       decode_images: Whether all images are decoded before training, to find damage behind their headers.
       survey_executor: Spreads the survey over processes; threads unless given.
