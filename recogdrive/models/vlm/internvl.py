@@ -152,6 +152,13 @@ class InternVL:
         Returns:
           The loss, and `accuracy` (share of supervised tokens that are the likeliest), `supervised_tokens`.
         """
+        rows = self.loss_rows(params, batch, key)
+        supervised = rows.supervised.sum()
+        metrics = {"accuracy": rows.right.sum() / jnp.maximum(supervised, 1), "supervised_tokens": supervised}
+        return loss.reduce_loss(rows.loss, rows.weight, self.rows_per_group), metrics
+
+    def loss_rows(self, params: Params, batch: Batch, key: Key[Array, ""] | None = None) -> loss.RowSums:
+        """What `loss` is made of: sums over the supervised tokens of each row; arguments as there."""
         if "labels" not in batch:
             raise ValueError(f"the batch has no 'labels', which the loss needs; it has {', '.join(sorted(batch))}.")
         hidden = self.hidden_states(params, batch, key)
@@ -159,9 +166,8 @@ class InternVL:
             *(jnp.asarray(batch[name]) for name in ("labels", "segment_ids")), batch.get("loss_weight")
         )
         sums, right = loss.cross_entropy(hidden, params[layers.HEAD], targets, self.loss_chunk)
-        supervised = targets.supervised.sum().astype(jnp.float32)
-        metrics = {"accuracy": right.sum() / jnp.maximum(supervised, 1), "supervised_tokens": supervised}
-        return loss.reduce_loss(sums, targets.weights.sum(axis=1), self.rows_per_group), metrics
+        supervised = targets.supervised.sum(axis=1).astype(jnp.float32)
+        return loss.RowSums(sums, targets.weights.sum(axis=1), right.astype(jnp.float32), supervised)
 
     def generate(
         self, params: Params, batch: Batch, max_new_tokens: int, stop_ids: Sequence[int]
