@@ -26,7 +26,7 @@ class HiddenStateEncoder:
 
     Args:
       vlm: The model.
-      rows_at_once: Rows of one pass. Another number changes roundings: for equal bits, cache and online mode must agree.
+      rows_at_once: Rows of one pass. Another number rounds otherwise: for equal bits, cache and online mode must agree.
 
     Raises:
       ValueError: `rows_at_once` is not positive.
@@ -70,7 +70,7 @@ class HiddenStateEncoder:
 
 
 def forward_flops(config: VlmConfig, num_tokens: int, tiles: int) -> float:
-    """Floating-point operations that hidden states of one row take: two a multiply and add, norms and the like left out.
+    """Operations that hidden states of one row take: two a multiply and add, norms and the like left out.
 
     Args:
       config: Sizes of the model.
