@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gin
@@ -9,9 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16
 
-from recogdrive.models.bridge import Params
+from recogdrive.data.hidden_cache.record import Storage
+from recogdrive.data.vlm.scene_prompts import ScenePrompts
+from recogdrive.data.vlm.weights_folder import find_weights_folder
+from recogdrive.models.bridge import Params, check_names_and_shapes
 from recogdrive.models.vlm.config import VlmConfig
 from recogdrive.models.vlm.internvl import InternVL
+from recogdrive.models.vlm.weights import load_weights
 
 INPUTS = ("input_ids", "segment_ids", "position_ids", "tiles", "num_tiles")
 """Entries of a batch that hidden states are made of."""
@@ -28,15 +33,26 @@ class HiddenStateEncoder:
       vlm: The model.
       rows_at_once: Rows of one pass. Another number rounds otherwise: for equal bits, cache and online mode must agree.
 
+      weights_dtype: Of weights on the device, "float32" or "bfloat16", which takes half the memory.
+
+    Attributes:
+      vlm: The model.
+      rows_at_once: Rows of one pass.
+      width: V, of the states.
+
     Raises:
-      ValueError: `rows_at_once` is not positive.
+      ValueError: `rows_at_once` is not positive, or the type another.
     """
 
-    def __init__(self, vlm: InternVL, rows_at_once: int = 1) -> None:
+    def __init__(self, vlm: InternVL, rows_at_once: int = 1, weights_dtype: str = "float32") -> None:
+        if weights_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"HiddenStateEncoder.weights_dtype={weights_dtype!r} must be 'float32' or 'bfloat16'.")
         if not isinstance(rows_at_once, int) or isinstance(rows_at_once, bool) or rows_at_once < 1:
             raise ValueError(f"HiddenStateEncoder.rows_at_once={rows_at_once!r} must be a positive whole number.")
         self.vlm = vlm
         self.rows_at_once = rows_at_once
+        self.width = vlm.context_width
+        self._weights_dtype = jnp.dtype(weights_dtype)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -46,6 +62,60 @@ class HiddenStateEncoder:
             "attention": self.vlm.attention,
             "layer": "last, after the final norm",
         }
+
+    def context_fields(
+        self, weights: str, prompts: ScenePrompts, storage: Storage = Storage.BFLOAT16
+    ) -> dict[str, Any]:
+        """Everything that decides a scene's context: equal for a cache and the online mode that makes the same.
+
+        Args:
+          weights: Fingerprint of the VLM's weights.
+          prompts: Makes the inputs.
+          storage: How states are kept.
+        """
+        return {"weights": weights, **self.fields, **prompts.fields, "storage": str(storage)}
+
+    def load(self, folder: Path) -> tuple[Params, str]:
+        """Weights for `encode`, in memory of the host, and their fingerprint.
+
+        Args:
+          folder: Checkpoint in either layout, or a run that exported one.
+
+        Raises:
+          OSError: Nothing is there.
+          ValueError: It cannot be used, or holds another model; every misfit is named.
+        """
+        loaded = load_weights(
+            find_weights_folder(folder), dtype=self._weights_dtype, vocab_size=self.vlm.config.language.vocab_size
+        )
+        table = {row.name: tuple(row.shape) for row in self.vlm.parameter_table()}
+        try:
+            check_names_and_shapes({name: value.shape for name, value in loaded.params.items()}, table, "weight")
+        except ValueError as error:
+            raise ValueError(f"{folder} holds another VLM than the configured one: {error}") from error
+        return loaded.params, loaded.fingerprint
+
+    def check(self, prompts: ScenePrompts) -> None:
+        """Refuses prompts that are not for this model; names every value that does not fit.
+
+        Raises:
+          ValueError: Size or vectors of tiles, or the tokenizer, are not the model's.
+        """
+        config, tokenizer = self.vlm.config, prompts.tokenizer
+        found = {
+            "Tiling.image_size": (prompts.tiling.image_size, config.tile_size),
+            "ScenePrompts.tokens_per_tile": (prompts.tokens_per_tile, config.tokens_per_tile),
+            "the tokenizer's id of <IMG_CONTEXT>": (tokenizer.img_context_id, self.vlm.img_context_id),
+        }
+        wrong = [f"{name} is {ours}, the model has {its}" for name, (ours, its) in found.items() if ours != its]
+        if tokenizer.vocab_size > config.language.vocab_size:
+            wrong.append(f"{tokenizer!r} for a model of {config.language.vocab_size}")
+        if wrong:
+            raise ValueError(f"The prompts do not fit the VLM: {'; '.join(wrong)}.")
+
+    def flops(self, num_tokens: int, tiles: int) -> float:
+        """Operations of a row, see `forward_flops`."""
+        return forward_flops(self.vlm.config, num_tokens, tiles)
 
     def encode(self, params: Params, batch: Mapping[str, Array]) -> BFloat16[Array, "B T V"]:
         """Hidden states after the final norm of every position, padding included; pure and jittable.

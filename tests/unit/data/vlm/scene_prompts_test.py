@@ -125,10 +125,21 @@ def test_the_fingerprint_changes_with_the_tokenizer(make):
 
 def test_a_tokenizer_is_read_from_its_folder_when_it_is_needed(make, town, tokenizer, tmp_path):
     prompts = make(tokenizer=tmp_path / "vlm")
-    with pytest.raises(OSError, match="has no tokenizer"):
+    with pytest.raises(ValueError, match="no folder .*vlm"):
         prompts.inputs(town[0])
     tokenizer.save(tmp_path / "vlm")
     np.testing.assert_array_equal(prompts.inputs(town[0])["input_ids"], make().inputs(town[0])["input_ids"])
+
+
+def test_the_tokenizer_of_the_weights_is_taken_where_none_is_set(make, town, tokenizer, tmp_path):
+    run = tmp_path / "run"
+    tokenizer.save(run / "export" / "original")
+    (run / "export" / "original" / "config.json").write_text("{}")
+    prompts = make(tokenizer=None)
+    with pytest.raises(ValueError, match=r"ScenePrompts\.tokenizer is not set"):
+        prompts.inputs(town[0])
+    assert prompts.with_tokenizer_of(run).fingerprint == make().fingerprint
+    assert make().with_tokenizer_of(tmp_path / "nowhere").fingerprint == make().fingerprint
 
 
 def test_it_can_be_sent_to_worker_processes(make, town):
