@@ -1,5 +1,6 @@
 """Rows of several samples against the reference's packed mode: segments, positions, weights of labels."""
 
+import itertools
 import json
 
 import numpy as np
@@ -21,7 +22,7 @@ def _packed(case):
     bounds = case["cu_seqlens"]
     samples = [
         VlmSample(np.abs(labels[a:b]), labels[a:b], np.zeros((0, 4, 4, 3), np.uint8))
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        for a, b in itertools.pairwise(bounds)
     ]
     return make_row(
         samples, num_tokens=len(labels), num_tiles=1, tile_size=4, pad_id=0, loss_reduction=case["loss_reduction"]
