@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from recogdrive.data.vlm import pictures
@@ -77,3 +79,21 @@ def test_an_image_of_sixteen_bits_a_channel_is_refused_instead_of_turning_white(
 def test_an_absolute_path_wins_over_the_root():
     assert file_picture("/data", "a.png").name == "/data/a.png"
     assert file_picture("/data", "/other/a.png").name == "/other/a.png"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"]), st.data())
+def test_a_damaged_file_is_an_image_or_an_error_that_names_it(tmp_path, kind, data):
+    path = tmp_path / "fuzzed"
+    Image.linear_gradient("L").resize((24, 16)).save(path, format=kind)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=3))
+        if not content:
+            break
+    path.write_bytes(content)
+    try:
+        assert FilePicture(str(path)).open().mode == "RGB"
+    except PictureError as error:
+        assert "fuzzed" in str(error)

@@ -78,6 +78,13 @@ def test_without_buckets_rows_are_as_long_as_samples_may_be_and_have_the_most_ti
     assert _plan(_survey([2, 3]), PaddedRows()).batch_shape(0) == (20, 1)
 
 
+def test_sizes_that_are_open_are_what_is_asked_for_and_others_must_do():
+    assert PaddedRows().shape(20, 3) == (20, 3)
+    assert PaddedRows((8, 32)).shape(20, 0) == (32, 1)
+    with pytest.raises(ValueError, match=r"33 is more than the largest of the sizes \(8, 32\)"):
+        PaddedRows((8, 32)).shape(33, 1)
+
+
 def test_a_layout_serves_several_sources():
     layout = PaddedRows()
     _plan(_survey([2], [1]), layout)
