@@ -1,9 +1,12 @@
 """The survey: sizes, faults by cause, the budget, what is kept for the next run."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from recogdrive.data.vlm.survey import take_survey
 
@@ -144,3 +147,14 @@ def test_an_executor_gives_the_same(mixed):
 def test_a_source_without_a_usable_sample_is_refused(make_samples):
     with pytest.raises(ValueError, match="no usable sample"):
         take_survey(make_samples([b"{"]), max_skipped=1)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_lines_are_counted_and_never_end_the_survey(make_samples, record, image_file, data):
+    line = bytearray(json.dumps(record("<image>", image=[image_file()])).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(line) - 1))
+        line[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=3)).replace(b"\n", b"")
+    survey = take_survey(make_samples([bytes(line), record()]), max_skipped=1)
+    assert len(survey.usable) + sum(survey.counts().values()) == 2
