@@ -30,13 +30,13 @@ def prompts_run(model, params, compiled):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prompts(vlm_batch):
     batch = vlm_batch(lengths=(12, 7, 5), tiles=(2, 1, 0), left=True)
     return {name: batch[name] for name in ("input_ids", "segment_ids", "position_ids", "tiles", "num_tiles")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def expected(model, params, prompts, compiled):
     """Tokens by running the whole sequence anew for each."""
     tokens = prompts["input_ids"].shape[1]
@@ -72,8 +72,9 @@ def test_a_row_ends_before_its_first_stop_and_the_rest_is_filled_up(prompts_run,
 
 
 def test_a_row_of_padding_gets_no_token_and_does_not_disturb_the_others(prompts_run, prompts, expected):
-    prompts["segment_ids"][1] = 0
-    tokens, lengths = prompts_run(prompts)
+    segments = prompts["segment_ids"].copy()
+    segments[1] = 0
+    tokens, lengths = prompts_run({**prompts, "segment_ids": segments})
     np.testing.assert_array_equal(lengths, [NEW, 0, NEW])
     np.testing.assert_array_equal(tokens[[0, 2]], expected[[0, 2]])
     assert (tokens[1] == STOP).all()

@@ -91,18 +91,22 @@ def test_text_alone_runs_without_any_tile(tiny_vlm, lively, vlm_batch):
 
 
 def test_every_remat_policy_gives_the_same_gradients_with_stochastic_depth_on(tiny_vlm, lively, vlm_batch, compiled):
-    batch, key = vlm_batch(), jax.random.key(4)
+    tiles, key = vlm_batch()["tiles"][0], jax.random.key(4)
     found = []
     for remat in layers.REMAT:
         model = tiny_vlm(remat=remat, drop_path_rate=0.5)
         params = lively(model)
-        function = jax.value_and_grad(lambda p, b, k, model=model: model.loss(p, b, k)[0])
-        found.append(compiled(function, params, batch, key)(params, batch, key))
-    (loss, gradients), *others = found
-    for other_loss, other in others:
-        np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
+
+        def total(params, tiles, key, model=model):
+            return jnp.sin(model.image_features(params, tiles, key)).sum()
+
+        found.append(compiled(jax.value_and_grad(total), params, tiles, key)(params, tiles, key))
+    (value, gradients), *others = found
+    assert np.abs(gradients["model.vision_tower.encoder.layer.*.mlp.fc1.weight"][-1]).max() > 1e-3
+    for other_value, other in others:
+        np.testing.assert_allclose(other_value, value, rtol=1e-5)
         for name, gradient in gradients.items():
-            np.testing.assert_allclose(other[name], gradient, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(other[name], gradient, atol=1e-4, err_msg=name)
 
 
 def test_stochastic_depth_is_fresh_for_every_key_layer_and_tile_and_off_without_a_key(
@@ -134,7 +138,7 @@ def test_every_layer_gets_a_key_of_its_own():
 
 
 def test_training_in_bfloat16_stays_finite_with_rows_of_nothing(tiny_vlm, vlm_batch, compiled):
-    model = tiny_vlm(compute_dtype="bfloat16", drop_path_rate=0.3)
+    model = tiny_vlm(compute_dtype="bfloat16", drop_path_rate=0.3, remat="none")
     batch = vlm_batch(lengths=(12, 7, 9, 0), tiles=(2, 1, 0, 0))
     batch["labels"][1:] = -100
     empty = {**batch, "labels": np.full_like(batch["labels"], -100)}
