@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+import ml_dtypes
 import numpy as np
 
 from recogdrive.data.context import ContextSource
@@ -53,12 +54,17 @@ def planner_inputs(scene: Scene, context: ContextSource) -> Sample:
     return _require_finite(
         scene,
         {
-            "context": np.asarray(made.tokens, dtype=np.float32),
+            "context": _context_tokens(made.tokens),
             "context_mask": np.asarray(made.mask, dtype=bool),
             "history_trajectory": scene.ego.poses.astype(np.float32),
             "status_feature": status_feature(scene),
         },
     )
+
+
+def _context_tokens(tokens: np.ndarray) -> np.ndarray:
+    """Tokens in bfloat16 stay so: the planner widens them where it computes, which loses nothing and moves half."""
+    return tokens if tokens.dtype == ml_dtypes.bfloat16 else np.asarray(tokens, dtype=np.float32)
 
 
 def planner_sample(scene: Scene, context: ContextSource, index: int) -> Sample:
@@ -86,6 +92,18 @@ def _require_finite(scene: Scene, sample: Sample) -> Sample:
                 "repair or exclude this log (log_names, tokens)."
             )
     return sample
+
+
+class TrainingSamples(Protocol):
+    """Random-access samples of a split, in its order."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample."""
+        ...
 
 
 class PlannerSamples:
@@ -120,6 +138,18 @@ class PlannerSamples:
     def __getstate__(self) -> dict[str, object]:
         """Worker processes start with nothing kept: sending the samples would cost more than making them."""
         return self.__dict__ | {"_made": {}}
+
+
+def planner_samples(source: SceneSource, context: ContextSource, *, keep: bool = True) -> "TrainingSamples":
+    """Training samples of a split: read by the context source itself where it has them whole, else made of scenes.
+
+    Args:
+      source: The split's scenes.
+      context: Makes the context tokens; its method `samples`, where it has one, gives samples of a split.
+      keep: Whether samples that are made of scenes stay in memory.
+    """
+    whole = getattr(context, "samples", None)
+    return PlannerSamples(source, context, keep=keep) if whole is None else whole(source)
 
 
 def stack_samples(samples: list[Sample]) -> Batch:

@@ -10,13 +10,14 @@ from absl import logging
 
 from recogdrive.data.batching import BatchStream
 from recogdrive.data.context import ContextSource
-from recogdrive.data.samples import PlannerSamples
+from recogdrive.data.samples import planner_samples
 from recogdrive.data.splits import PlanningSplits
 from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
 from recogdrive.evaluation.planner_agent import OFFICIAL_SUFFIX, TrainablePlanner
 from recogdrive.models.planner.official_checkpoint import save_official
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
+from recogdrive.stages.context_identity import context_dtype, describe_context
 from recogdrive.stages.open_loop import OpenLoop, headline
 from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
 from recogdrive.training.loop import Trainer
@@ -40,7 +41,7 @@ class Imitation:
       seed: Of the order of samples; the trainer has its own for weights and noise.
       num_threads: Threads that make samples.
       num_workers: Processes that make samples; 0 makes them in this process.
-      keep_samples: Whether samples stay in memory once made.
+      keep_samples: Whether samples stay in memory once made; those of a hidden-state cache never do.
 
     Source: upstream `ReCogDriveAgent` with `TrajectoryTargetBuilder`, imitation scripts.
     """
@@ -77,11 +78,11 @@ class Imitation:
         initial = None if parent is None else load_planner_weights(self._planner, parent)
         train = self._splits.open_train()
         evaluated = self._splits.open_evaluate()
-        folder.update(data=self._splits.describe(), seed=self._seed)
+        folder.update(data=self._splits.describe(), seed=self._seed, context=describe_context(self._context))
         logging.info("Training on %d scenes of %s", len(train), train.name)
 
         stream = BatchStream(
-            PlannerSamples(train, self._context, keep=self._keep_samples),
+            planner_samples(train, self._context, keep=self._keep_samples),
             batch_size=self._batch_size,
             seed=self._seed,
             num_threads=self._num_threads,
@@ -104,7 +105,7 @@ class Imitation:
         """Splits, weights, and the memory of one training step, as the compiler for this device reports it."""
         rows = self._batch_size
         shapes = {
-            "context": ((rows, self._context.num_tokens, self._context.width), jnp.float32),
+            "context": ((rows, self._context.num_tokens, self._context.width), context_dtype(self._context)),
             "context_mask": ((rows, self._context.num_tokens), jnp.bool_),
             "history_trajectory": ((rows, HISTORY_FRAMES, 3), jnp.float32),
             "status_feature": ((rows, 8), jnp.float32),
