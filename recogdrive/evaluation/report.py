@@ -22,7 +22,15 @@ from recogdrive.evaluation.epdms_report import epdms_context
 from recogdrive.evaluation.open_loop import EvaluatedSplit, OpenLoopEvaluation, OpenLoopRow, summarise
 from recogdrive.evaluation.pdms import PdmsEvaluation, summarise_pdms
 from recogdrive.evaluation.pdms_report import CONSTANT_VELOCITY, pdms_context
-from recogdrive.evaluation.report_tables import MAX_LISTED, TITLES, Column, Counts, answer_table, break_down, summary_table
+from recogdrive.evaluation.report_tables import (
+    MAX_LISTED,
+    TITLES,
+    Column,
+    Counts,
+    answer_table,
+    break_down,
+    summary_table,
+)
 from recogdrive.evaluation.tables import (
     ANSWERS_FILE,
     CSV_FILE,
@@ -148,10 +156,11 @@ def _template() -> jinja2.Template:
 
 def _files(run_dir: Path) -> list[str]:
     """What the page links to, as far as it is there."""
-    names = (PDMS_CSV_FILE, PDMS_PARQUET_FILE, EPDMS_CSV_FILE, EPDMS_PARQUET_FILE, CSV_FILE, PARQUET_FILE, ANSWERS_FILE)
+    scores = (PDMS_CSV_FILE, PDMS_PARQUET_FILE, EPDMS_CSV_FILE, EPDMS_PARQUET_FILE)
+    names = (*scores, CSV_FILE, PARQUET_FILE, ANSWERS_FILE, SUMMARY_FILE)
     folders = (run_dir / PDMS_DIR, run_dir / EPDMS_DIR)
     tables = [p.relative_to(run_dir).as_posix() for folder in folders for p in sorted(folder.rglob("*.csv"))]
-    return [n for n in (*names, SUMMARY_FILE, *tables, "run.json", "config.gin", "metrics.jsonl") if (run_dir / n).exists()]
+    return [n for n in (*names, *tables, "run.json", "config.gin", "metrics.jsonl") if (run_dir / n).exists()]
 
 
 def _read_run(run_dir: Path) -> dict[str, Any]:

@@ -93,8 +93,8 @@ def read_rows(run_dir: Path) -> tuple[OpenLoopRow, ...]:
 def write_answers(run_dir: Path, evaluation: OpenLoopEvaluation) -> None:
     """Writes `answers.jsonl` where agents answered in words: a JSON object for each answer, in the order of the scenes.
 
-    Keys: `split`, `agent`, `token`, `text`, `valid`, `poses` (x, y in metres and heading in radians at 0.5 ... 4 s; null
-    where the text states none) and `problem` (why it does not; else empty).
+    Keys: `split`, `agent`, `token`, `text`, `valid`, `poses` (x, y in metres and heading in radians at 0.5 ... 4 s;
+    null where the text states none) and `problem` (why it does not; else empty).
     """
     lines = [
         json.dumps(
