@@ -1,0 +1,1 @@
+"""Images and conversations in, batches for a vision-language model out."""
