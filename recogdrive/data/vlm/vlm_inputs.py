@@ -1,0 +1,70 @@
+"""A scene as what the VLM reads, in place of context tokens: for a planner that runs the VLM itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import gin
+import numpy as np
+
+from recogdrive.data.types import Scene
+
+
+class PromptRows(Protocol):
+    """What makes rows for the VLM: `ScenePrompts`.
+
+    Attributes:
+      num_tokens: T, tokens of a row.
+    """
+
+    num_tokens: int
+
+    def inputs(self, scene: Scene) -> Mapping[str, np.ndarray]:
+        """One row of a VLM batch without batch axis, see `docs/online.md`."""
+        ...
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """What a sample holds in place of `Context`: a row of a VLM batch.
+
+    Attributes:
+      row: Key -> array without batch axis.
+    """
+
+    row: Mapping[str, np.ndarray]
+
+    def entries(self) -> dict[str, np.ndarray]:
+        """Entries of the sample."""
+        return dict(self.row)
+
+
+@gin.register
+class VlmInputs:
+    """Context source whose samples hold prompt and tiles, which an `OnlinePlanner` turns into hidden states.
+
+    Args:
+      prompts: Makes the rows.
+      width: V, width of the hidden states that the VLM makes of them.
+
+    Attributes:
+      num_tokens: T.
+      width: V.
+
+    Raises:
+      ValueError: The width is not positive.
+    """
+
+    holds_prompts = True
+    """What tells these samples from those with context tokens."""
+
+    def __init__(self, prompts: PromptRows, width: int) -> None:
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise ValueError(f"VlmInputs.width={width!r} must be a positive whole number: CONTEXT_WIDTH of the VLM.")
+        self._prompts = prompts
+        self.num_tokens = prompts.num_tokens
+        self.width = width
+
+    def __call__(self, scene: Scene) -> PromptRow:
+        """The row of one scene."""
+        return PromptRow(self._prompts.inputs(scene))

@@ -1,0 +1,165 @@
+"""VLM and planner in one program: hidden states are made where they are used, no cache lies between."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from recogdrive.models.bridge import Params, check_names_and_shapes
+from recogdrive.models.planner.planner import DiffusionPlanner, ParameterRow
+from recogdrive.models.vlm.encoder import HiddenStateEncoder
+from recogdrive.models.vlm.weights import load_weights
+
+Batch = Mapping[str, Any]
+
+VLM_PREFIX = "vlm."
+"""What names of the VLM's weights start with where they stand beside the planner's."""
+
+
+class ContextPlanner(Protocol):
+    """A planner that reads context tokens from its batches, such as `DiffusionPlanner`."""
+
+    name: str
+    context_width: int
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Initial weights."""
+        ...
+
+    def parameter_table(self) -> Sequence[ParameterRow]:
+        """Every trainable tensor."""
+        ...
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Training loss of a batch with `context` and `context_mask`."""
+        ...
+
+    def plan(self, params: Params, batch: Batch, keys: Key[Array, "B"]) -> Float[Array, "B 8 3"]:
+        """A trajectory a scene."""
+        ...
+
+
+@gin.register
+class OnlinePlanner:
+    """A planner that makes its context itself, with the VLM, from batches with prompts and tiles (`VlmInputs`).
+
+    Weights are one flat dictionary: the planner's under their own names, the VLM's with `vlm.` in front. A frozen VLM is
+    no part of what trains, of checkpoints and of exports; its weights come from `vlm_weights` and are handed to
+    every compiled function as an argument.
+
+    Args:
+      encoder: Runs the VLM as the hidden-state cache does.
+      planner: What reads the hidden states.
+      vlm_weights: Folder of the VLM's weights, in either layout.
+      train_vlm: Whether the VLM learns with the planner. Its weights then are part of the run's checkpoints, and
+        gradients go through all of it, so that a step needs the memory of fine-tuning.
+
+    Attributes:
+      name: The planner's.
+      context_width: Width of the hidden states.
+      planner: The planner.
+
+    Raises:
+      ValueError: The planner reads another width than the VLM makes.
+    """
+
+    reads_prompts = True
+    """What tells it from planners that read context tokens."""
+
+    def __init__(
+        self,
+        encoder: HiddenStateEncoder,
+        planner: ContextPlanner | DiffusionPlanner,
+        vlm_weights: str | Path,
+        *,
+        train_vlm: bool = False,
+    ) -> None:
+        if planner.context_width != encoder.vlm.context_width:
+            raise ValueError(
+                f"The planner reads tokens of width {planner.context_width}, the VLM makes "
+                f"{encoder.vlm.context_width}; set CONTEXT_WIDTH={encoder.vlm.context_width}."
+            )
+        self.name = planner.name
+        self.context_width = encoder.vlm.context_width
+        self.planner = planner
+        self.train_vlm = train_vlm
+        self.encoder = encoder
+        self._vlm_weights = Path(vlm_weights)
+        self._loaded: Params | None = None
+
+    def parameter_table(self) -> list[ParameterRow]:
+        """Every tensor that trains."""
+        rows = list(self.planner.parameter_table())
+        if self.train_vlm:
+            rows += [row._replace(name=VLM_PREFIX + row.name) for row in self.encoder.vlm.parameter_table()]
+        return rows
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Initial weights, all of them drawn; `complete` takes those of the VLM from its folder instead."""
+        params = self.planner.init(key)
+        if self.train_vlm:
+            params = params | _prefixed(self.encoder.vlm.init(jax.random.fold_in(key, 1)))
+        return params
+
+    def frozen(self) -> Params:
+        """Weights that `loss` and `plan` need beside those that train; read once.
+
+        Raises:
+          OSError: There is no such folder.
+          ValueError: It holds no VLM, or another one.
+        """
+        return {} if self.train_vlm else self._vlm_params()
+
+    def complete(self, params: Params) -> Params:
+        """Weights to start from, given those of the planner: with the VLM's from their folder where these train too."""
+        return params | self._vlm_params() if self.train_vlm else params
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The planner's loss on hidden states made here; `params` hold the VLM's weights, frozen ones too."""
+        vlm_key, planner_key = jax.random.split(key)
+        own, batch = self._with_context(params, batch, vlm_key if self.train_vlm else None)
+        return self.planner.loss(own, batch, planner_key)
+
+    def plan(self, params: Params, batch: Batch, keys: Key[Array, "B"]) -> Float[Array, "B 8 3"]:
+        """The planner's trajectories on hidden states made here; `params` likewise."""
+        own, batch = self._with_context(params, batch, None)
+        return self.planner.plan(own, batch, keys)
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """Weights of the planner and of the VLM, each under its own names."""
+        own = {name: value for name, value in params.items() if not name.startswith(VLM_PREFIX)}
+        vlm = {n.removeprefix(VLM_PREFIX): value for n, value in params.items() if n.startswith(VLM_PREFIX)}
+        return own, vlm
+
+    def _with_context(self, params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Params, Batch]:
+        """The planner's weights, and the batch with hidden states in place of prompts."""
+        own, vlm = self.split(params)
+        if key is None:
+            hidden = self.encoder.encode(vlm, batch)
+            # What follows must not be merged with what made the hidden states: a plan from cached ones is the same.
+            hidden = jax.lax.optimization_barrier(hidden)
+        else:
+            hidden = self.encoder.encode(vlm, batch, training=True, key=key)
+        return own, {**batch, "context": hidden, "context_mask": jnp.asarray(batch["segment_ids"]) > 0}
+
+    def _vlm_params(self) -> Params:
+        """The VLM's weights with their prefix."""
+        if self._loaded is None:
+            loaded = load_weights(self._vlm_weights, dtype=np.float32)
+            table = {row.name: tuple(row.shape) for row in self.encoder.vlm.parameter_table()}
+            found = {name: tuple(value.shape) for name, value in loaded.params.items()}
+            try:
+                check_names_and_shapes(found, table, "weight")
+            except ValueError as error:
+                raise ValueError(f"{self._vlm_weights} holds another VLM: {error}") from None
+            self._loaded = jax.device_put(_prefixed(loaded.params))
+        return self._loaded
+
+
+def _prefixed(params: Params) -> Params:
+    return {VLM_PREFIX + name: value for name, value in params.items()}
