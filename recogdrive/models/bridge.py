@@ -70,6 +70,22 @@ def functional(module: torch.nn.Module) -> Callable[..., Any]:
     return call
 
 
+def call_jax(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a JAX function from within a bridged module.
+
+    Args:
+      function: Takes and returns pytrees of JAX arrays.
+      args: Its arguments as the module has them: tensors of a bridged call, or values that are no tensors.
+      kwargs: Likewise.
+
+    Returns:
+      What `function` returns, as tensors of the bridged call.
+    """
+    from torchax import interop
+
+    return interop.call_jax(function, *args, **kwargs)
+
+
 def check_names_and_shapes(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str
 ) -> None:

@@ -1,0 +1,262 @@
+"""InternVL3: vision tower, projector and language model of transformers, composed under JAX."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from recogdrive.models.bridge import Params
+from recogdrive.models.planner.planner import ParameterRow
+from recogdrive.models.vlm import generation, layers, loss, vision
+from recogdrive.models.vlm.config import VlmConfig
+from recogdrive.models.vlm.layers import Parts, part
+from recogdrive.models.vlm.lora import Lora, draw_adapter, dropout_key, is_adapter
+
+Batch = Mapping[str, Any]
+
+_INIT_STD = 0.02
+"""Of linear layers, convolution and embedding. Source: transformers' `PreTrainedModel._init_weights`."""
+_INIT_LAYER_SCALE = 0.1
+
+
+@gin.register
+class InternVL:
+    """A vision-language model of the InternVL3 family.
+
+    Holds no weights: parameters are a flat dict under transformers' names, in which those of the layers of a stack are
+    one array with a leading axis of layers and `*` in place of the index.
+
+    Args:
+      config: Sizes.
+      img_context_id: Token that holds the place of an image vector.
+      attention: "fused" (a Pallas kernel on TPU, JAX's fused attention elsewhere), "plain", or "splash", the kernel
+        also where the machine that compiles has no TPU.
+      remat: What a layer keeps for the backward pass: "full" its input, "dots" results of matrix products too, "none"
+        everything.
+      compute_dtype: "bfloat16" for products of bfloat16 copies of the weights, softmax, norms' statistics and loss in
+        float32; or "float32".
+      drop_path_rate: Stochastic depth of the tower's last layer in training; it rises linearly from 0 in the first.
+      loss_chunk: Supervised positions of a row whose logits exist at a time.
+      loss_mean: "group" is the mean over groups of rows of the mean over a group's tokens, as upstream averages
+        micro-batches of its devices; "global" is one mean over all tokens.
+      rows_per_group: Rows of a group: those of one device's micro-batch.
+      lora: Adapters on the linear layers.
+
+    Raises:
+      ValueError: an argument is out of range.
+
+    Source: upstream `InternVLChatModel`.
+    """
+
+    name = "vlm"
+    """What tables and reports call it."""
+
+    def __init__(
+        self,
+        config: VlmConfig,
+        *,
+        img_context_id: int,
+        attention: str = "fused",
+        remat: str = "full",
+        compute_dtype: str = "bfloat16",
+        drop_path_rate: float = 0.0,
+        loss_chunk: int = 256,
+        loss_mean: str = "group",
+        rows_per_group: int = 1,
+        lora: Lora | None = None,
+    ):
+        if not 0 <= img_context_id < config.language.vocab_size:
+            raise ValueError(f"img_context_id={img_context_id} must be in [0, {config.language.vocab_size}).")
+        if remat not in layers.REMAT:
+            raise ValueError(f"remat={remat!r} must be one of {', '.join(map(repr, layers.REMAT))}.")
+        if compute_dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"compute_dtype={compute_dtype!r} must be 'float32' or 'bfloat16'.")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={drop_path_rate} must be in [0, 1).")
+        if loss_mean not in ("group", "global"):
+            raise ValueError(f"loss_mean={loss_mean!r} must be 'group' or 'global'.")
+        for argument, value in (("loss_chunk", loss_chunk), ("rows_per_group", rows_per_group)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{argument}={value!r} must be a positive whole number.")
+        self.config, self.img_context_id, self.lora = config, img_context_id, lora
+        self.remat, self.drop_path_rate, self.loss_chunk = remat, drop_path_rate, loss_chunk
+        self.compute_dtype = jnp.dtype(compute_dtype)
+        self.rows_per_group = rows_per_group if loss_mean == "group" else None
+        self.context_width = config.language.width
+        self.parts = Parts(config, attention, lora)
+
+    def parameter_table(self) -> list[ParameterRow]:
+        """Every parameter; allocates nothing."""
+        return [ParameterRow(name, s, "float32", int(np.prod(s))) for name, s in self.parts.shapes.items()]
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Draws initial weights in float32 as transformers does: N(0, 0.02), norms 1 and 0, layer scale 0.1."""
+
+        def draw(index: int, name: str, shape: tuple[int, ...]) -> Array:
+            last = name.rpartition(".")[2]
+            if is_adapter(name):
+                return draw_adapter(name, shape, jax.random.fold_in(key, index))
+            if last == "bias" or last in ("cls_token", "position_embeddings"):
+                return jnp.zeros(shape)
+            if last in ("lambda_1", "lambda_2"):
+                return jnp.full(shape, _INIT_LAYER_SCALE)
+            if "norm" in name.split(".")[-2]:
+                return jnp.ones(shape)
+            return _INIT_STD * jax.random.normal(jax.random.fold_in(key, index), shape)
+
+        return {name: draw(index, name, shape) for index, (name, shape) in enumerate(self.parts.shapes.items())}
+
+    def image_features(self, params: Params, tiles: Array, key: Key[Array, ""] | None = None) -> Float[Array, "n P D"]:
+        """The vectors of tiles, P = `config.tokens_per_tile` each, in compute dtype.
+
+        Args:
+          params: Weights.
+          tiles: (n, S, S, 3) uint8 RGB, or float32 that is normalised already.
+          key: Of stochastic depth and adapters' dropout in training; None otherwise.
+        """
+        with self.precision():
+            return self._image_features(self.cast(params), tiles, key)
+
+    def hidden_states(self, params: Params, batch: Batch, key: Key[Array, ""] | None = None) -> Float[Array, "B T D"]:
+        """Hidden states behind the language model's final norm, in compute dtype.
+
+        Args:
+          params: Weights.
+          batch: Entries `input_ids`, `segment_ids`, `position_ids`, `tiles` and `num_tiles`; see docs/vlm.md.
+          key: Of stochastic depth and adapters' dropout in training; None otherwise.
+        """
+        self.check(batch)
+        with self.precision():
+            params = self.cast(params)
+            image_key, text_key = (None, None) if key is None else jax.random.split(key)
+            hidden = self.embed(params, batch, image_key)
+            segments = jnp.asarray(batch["segment_ids"])
+            rotary = self.rotary(batch["position_ids"])
+
+            def layer(weights: Params, hidden: Array, _: None, own_key: Array | None) -> Array:
+                with dropout_key(own_key):
+                    return self.parts.decoder_layer(
+                        weights, "forward", hidden, position_embeddings=rotary, segment_ids=segments
+                    )
+
+            stacked = part(params, layers.DECODER_LAYERS)
+            hidden = layers.scan_layers(layer, stacked, hidden, remat=self.remat, key=text_key)
+            return self.final_norm(params, hidden)
+
+    def logits(self, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Float32 logits of hidden states."""
+        precision = jax.lax.Precision.HIGHEST if self.compute_dtype == jnp.float32 else None
+        head = params[layers.HEAD].astype(self.compute_dtype)
+        hidden = hidden.astype(self.compute_dtype)
+        return jnp.einsum("...d,vd->...v", hidden, head, precision=precision, preferred_element_type=jnp.float32)
+
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Next-token cross entropy of the supervised tokens.
+
+        Args:
+          params: Weights.
+          batch: Entries of `hidden_states` and `labels`; `loss_weight` where tokens do not count alike.
+          key: Of stochastic depth and adapters' dropout in training; None otherwise.
+
+        Returns:
+          The loss, and `accuracy` (share of supervised tokens that are the likeliest), `supervised_tokens`.
+        """
+        if "labels" not in batch:
+            raise ValueError(f"the batch has no 'labels', which the loss needs; it has {', '.join(sorted(batch))}.")
+        hidden = self.hidden_states(params, batch, key)
+        targets = loss.next_token_targets(
+            *(jnp.asarray(batch[name]) for name in ("labels", "segment_ids")), batch.get("loss_weight")
+        )
+        sums, right = loss.cross_entropy(hidden, params[layers.HEAD], targets, self.loss_chunk)
+        supervised = targets.supervised.sum().astype(jnp.float32)
+        metrics = {"accuracy": right.sum() / jnp.maximum(supervised, 1), "supervised_tokens": supervised}
+        return loss.reduce_loss(sums, targets.weights.sum(axis=1), self.rows_per_group), metrics
+
+    def generate(
+        self, params: Params, batch: Batch, max_new_tokens: int, stop_ids: Sequence[int]
+    ) -> tuple[Int[Array, "B M"], Int[Array, "B"]]:
+        """Continues prompts greedily; see `generation.generate`."""
+        return generation.generate(self, params, batch, max_new_tokens, stop_ids)
+
+    def embed(self, params: Params, batch: Batch, key: Key[Array, ""] | None = None) -> Float[Array, "B T D"]:
+        """Input of the first decoder layer, from weights in compute dtype."""
+        ids = jnp.asarray(batch["input_ids"])
+        embedded = jnp.take(params[layers.TOKEN_EMBEDDING], ids, axis=0, mode="clip")
+        tiles = jnp.asarray(batch["tiles"])
+        rows, slots = tiles.shape[:2]
+        if rows * slots == 0:
+            return embedded
+        vectors = self._image_features(params, tiles.reshape(rows * slots, *tiles.shape[2:]), key)
+        vectors = vectors.reshape(rows, -1, vectors.shape[-1])
+        counts = jnp.asarray(batch["num_tiles"]) * self.config.tokens_per_tile
+        return vision.merge_vectors(embedded, vectors, ids == self.img_context_id, counts)
+
+    def rotary(self, position_ids: Int[Array, "B T"]) -> tuple[Array, Array]:
+        """Cosine and sine (B, T, head) of the rotary code, computed in float32, given in compute dtype."""
+        like = jnp.zeros((), self.compute_dtype)
+        return self.parts.rotary({}, "forward", like, jnp.asarray(position_ids))
+
+    def final_norm(self, params: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The language model's last norm."""
+        return self.parts.norm(part(params, layers.FINAL_NORM), "forward", hidden)
+
+    def check(self, batch: Batch) -> None:
+        """Refuses a batch with missing or misshapen entries.
+
+        Raises:
+          ValueError: Names the entry and the shape it should have.
+        """
+        side = self.config.tile_size
+        names = ("input_ids", "segment_ids", "position_ids", "tiles", "num_tiles")
+        missing = [name for name in names if name not in batch]
+        if missing:
+            raise ValueError(f"the batch lacks {', '.join(missing)}; it has {', '.join(sorted(batch))}.")
+        rows, tokens = np.shape(batch["input_ids"])
+        slots = np.shape(batch["tiles"])[1]
+        expected: dict[str, tuple[int, ...]] = dict.fromkeys(names[:3], (rows, tokens))
+        expected |= {"tiles": (rows, slots, side, side, 3), "num_tiles": (rows,)}
+        for name, shape in expected.items():
+            if np.shape(batch[name]) != shape:
+                raise ValueError(f"batch[{name!r}] is {np.shape(batch[name])}, expected {shape}.")
+
+    def _image_features(self, params: Params, tiles: Array, key: Array | None) -> Array:
+        config = self.config
+        count, grid = tiles.shape[0], config.tile_size // config.vision.patch_size
+        pixels = vision.normalize_pixels(tiles).transpose(0, 3, 1, 2)  # n 3 S S
+        hidden = self.parts.embeddings(part(params, layers.EMBEDDINGS), "forward", pixels)
+        rates = jnp.asarray(vision.drop_path_rates(config.vision.layers, self.drop_path_rate))
+
+        def layer(weights: Params, hidden: Array, rate: Array, own_key: Array | None) -> Array:
+            factors: Any = (None, None)
+            if own_key is not None and self.drop_path_rate > 0:
+                # Drawn inside the layer from its key: recomputation in the backward pass draws the same.
+                factors = vision.drop_path_factors(jax.random.fold_in(own_key, 0), rate, count).astype(hidden.dtype)
+            with dropout_key(None if own_key is None else jax.random.fold_in(own_key, 1)):
+                return self.parts.vision_layer(weights, "forward", hidden, factors[0], factors[1])
+
+        stacked = part(params, layers.VISION_LAYERS)
+        hidden = layers.scan_layers(layer, stacked, hidden, remat=self.remat, per_layer=rates, key=key)
+        features = hidden[:, 1:].reshape(count, grid, grid, -1)
+        vectors = vision.pixel_unshuffle(features, config.pixel_shuffle)
+        vectors = vectors.reshape(count, config.tokens_per_tile, -1)
+        return self.parts.projector(part(params, layers.PROJECTOR), "forward", vectors)
+
+    def cast(self, params: Params) -> Params:
+        """Weights in compute dtype, the position table at the grid of a tile; the head stays as it is."""
+        grid = self.config.tile_size // self.config.vision.patch_size
+        table = vision.resize_position_table(jnp.asarray(params[layers.POSITION_TABLE]), grid)
+        cast = {name: jnp.asarray(p).astype(self.compute_dtype) for name, p in params.items() if name != layers.HEAD}
+        return {**cast, layers.POSITION_TABLE: table.astype(self.compute_dtype), layers.HEAD: params[layers.HEAD]}
+
+    def precision(self) -> contextlib.AbstractContextManager:
+        """Within it, float32 means float32, on accelerators too."""
+        if self.compute_dtype == jnp.float32:
+            return jax.default_matmul_precision("highest")
+        return contextlib.nullcontext()

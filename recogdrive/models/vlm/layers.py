@@ -1,0 +1,209 @@
+"""The parts of transformers' InternVL that run under JAX, and the scan that runs a stack of equal layers.
+
+A stack keeps each parameter of its layers as one array with a leading axis of layers, so that a layer is compiled once
+however many there are.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from jaxtyping import Array, Float, Key
+from torch import nn
+from transformers.models.internvl.configuration_internvl import InternVLConfig, InternVLVisionConfig
+from transformers.models.internvl.modeling_internvl import (
+    InternVLMultiModalProjector,
+    InternVLVisionEmbeddings,
+    InternVLVisionLayer,
+)
+from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
+
+from recogdrive.models import bridge
+from recogdrive.models.bridge import Params
+from recogdrive.models.vlm.attention import implementation_name
+from recogdrive.models.vlm.config import VlmConfig
+from recogdrive.models.vlm.lora import LANGUAGE_LINEARS, VISION_LINEARS, Lora, add_adapters
+
+EMBEDDINGS = "model.vision_tower.embeddings."
+VISION_LAYERS = "model.vision_tower.encoder.layer.*."
+PROJECTOR = "model.multi_modal_projector."
+DECODER_LAYERS = "model.language_model.layers.*."
+FINAL_NORM = "model.language_model.norm."
+TOKEN_EMBEDDING = "model.language_model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+"""Parameter names, and how those of each part begin; `*` stands for the layer, which is the leading axis."""
+
+POSITION_TABLE = EMBEDDINGS + "position_embeddings"
+
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": None,
+}
+"""What a layer keeps for the backward pass: its input, also the results of its matrix products, or everything."""
+
+
+class _LayerNorm(nn.LayerNorm):
+    """Statistics in float32 whatever the input; torchax takes them in the input's own precision."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.weight.to(torch.float32), self.bias.to(torch.float32)
+        return nn.functional.layer_norm(x.to(torch.float32), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class VisionLayer(InternVLVisionLayer):
+    """transformers' vision layer with stochastic depth, which it lacks."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_factor: torch.Tensor | None = None,
+        mlp_factor: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Runs the layer.
+
+        Args:
+          hidden_states: (tiles, tokens, width).
+          attention_factor: (tiles, 1, 1) factor of the attention branch; None is 1.
+          mlp_factor: The same of the MLP branch.
+
+        Source: upstream `InternVisionEncoderLayer`.
+        """
+        branch = self.lambda_1 * self.attention(self.layernorm_before(hidden_states))[0]
+        hidden_states = hidden_states + (branch if attention_factor is None else branch * attention_factor)
+        branch = self.lambda_2 * self.mlp(self.layernorm_after(hidden_states))
+        return hidden_states + (branch if mlp_factor is None else branch * mlp_factor)
+
+
+class Parts:
+    """The torch modules of one InternVL, each a function of its parameters; holds no weights.
+
+    Args:
+      config: Sizes.
+      attention: One of `attention.IMPLEMENTATIONS`.
+      lora: Adapters, or None.
+
+    Attributes:
+      embeddings, vision_layer, projector, decoder_layer, norm, rotary: Bridged modules; `embeddings` expects a position
+        table of the grid of a tile.
+      shapes: Parameter name -> shape, every parameter of the model in the order of the data flow.
+    """
+
+    def __init__(self, config: VlmConfig, attention: str, lora: Lora | None = None):
+        sizes = _transformers_config(config, attention)
+        with torch.device("meta"):  # Weights live in JAX; the modules only say what to compute with them.
+            embeddings = InternVLVisionEmbeddings(sizes.vision_config).eval()
+            vision_layer = VisionLayer(sizes.vision_config).eval()
+            projector = InternVLMultiModalProjector(sizes).eval()
+            decoder_layer = Qwen2DecoderLayer(sizes.text_config, 0).eval()
+            norm = Qwen2RMSNorm(config.language.width, eps=config.language.norm_eps).eval()
+            _upcast_layer_norms(vision_layer)
+            projector.layer_norm.eps = config.projector_eps
+            _upcast_layer_norms(projector)
+            if lora is not None and lora.on_language_model:
+                add_adapters(decoder_layer, LANGUAGE_LINEARS, lora)
+            if lora is not None and lora.on_tower:
+                add_adapters(vision_layer, VISION_LINEARS, lora)
+        self.embeddings, self.vision_layer = bridge.functional(embeddings), bridge.functional(vision_layer)
+        self.projector, self.decoder_layer = bridge.functional(projector), bridge.functional(decoder_layer)
+        self.norm = bridge.functional(norm)
+        self.rotary = bridge.functional(Qwen2RotaryEmbedding(sizes.text_config).eval())  # Its frequencies are values.
+
+        vision, language = config.vision, config.language
+        stored_grid = vision.image_size // vision.patch_size
+        self.shapes = {
+            **_shapes(EMBEDDINGS, embeddings),
+            **_shapes(VISION_LAYERS, vision_layer, vision.layers),
+            **_shapes(PROJECTOR, projector),
+            TOKEN_EMBEDDING: (language.vocab_size, language.width),
+            **_shapes(DECODER_LAYERS, decoder_layer, language.layers),
+            **_shapes(FINAL_NORM, norm),
+            HEAD: (language.vocab_size, language.width),
+        }
+        self.shapes[POSITION_TABLE] = (1, 1 + stored_grid**2, vision.width)
+
+
+def part(params: Mapping[str, Array], prefix: str) -> Params:
+    """The parameters of one part under the names its module knows."""
+    return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+
+
+def scan_layers(
+    layer: Callable[[Params, Float[Array, "..."], Any, Key[Array, ""] | None], Float[Array, "..."]],
+    stacked: Params,
+    hidden: Float[Array, "..."],
+    *,
+    remat: str,
+    per_layer: Any = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "..."]:
+    """Runs a stack of layers one after the other, compiled once.
+
+    Args:
+      layer: Maps a layer's parameters, the hidden states, its slice of `per_layer` and its key to new hidden states.
+      stacked: Parameters with a leading axis of layers.
+      hidden: Input of the first layer.
+      remat: One of `REMAT`.
+      per_layer: Pytree of arrays with a leading axis of layers, or None.
+      key: Each layer gets it folded with its index; None where nothing is drawn.
+    """
+
+    def body(hidden: Array, inputs: tuple[Params, Any, Array]) -> tuple[Array, None]:
+        weights, own, index = inputs
+        own_key = None if key is None else jax.random.fold_in(key, index)
+        return layer(weights, hidden, own, own_key), None
+
+    policy = REMAT[remat]
+    if policy is not None:
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)  # A scan needs no guard against merging.
+    layers = next(iter(stacked.values())).shape[0]
+    hidden, _ = jax.lax.scan(body, hidden, (stacked, per_layer, jnp.arange(layers)))
+    return hidden
+
+
+def _transformers_config(config: VlmConfig, attention: str) -> InternVLConfig:
+    vision, language = config.vision, config.language
+    sizes = InternVLConfig(
+        vision_config=InternVLVisionConfig(
+            hidden_size=vision.width,
+            num_hidden_layers=vision.layers,
+            num_attention_heads=vision.heads,
+            intermediate_size=vision.mlp_width,
+            image_size=[config.tile_size, config.tile_size],
+            patch_size=[vision.patch_size, vision.patch_size],
+            attention_bias=vision.qkv_bias,
+            use_qk_norm=vision.qk_norm,
+            norm_type=vision.norm,
+            layer_norm_eps=vision.norm_eps,
+        ),
+        text_config=Qwen2Config(
+            vocab_size=language.vocab_size,
+            hidden_size=language.width,
+            intermediate_size=language.mlp_width,
+            num_hidden_layers=language.layers,
+            num_attention_heads=language.heads,
+            num_key_value_heads=language.kv_heads,
+            max_position_embeddings=language.max_positions,
+            rms_norm_eps=language.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": language.rope_theta},
+            tie_word_embeddings=False,
+        ),
+        downsample_ratio=config.downsample,
+    )
+    for part_config in (sizes.vision_config, sizes.text_config):
+        part_config._attn_implementation = implementation_name(attention)
+    return sizes
+
+
+def _upcast_layer_norms(module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        if type(child) is nn.LayerNorm:
+            setattr(module, name, _LayerNorm(child.normalized_shape, eps=child.eps))
+
+
+def _shapes(prefix: str, module: nn.Module, layers: int | None = None) -> dict[str, tuple[int, ...]]:
+    lead = () if layers is None else (layers,)
+    return {prefix + name: lead + tuple(parameter.shape) for name, parameter in module.named_parameters()}
