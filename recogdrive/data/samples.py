@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from recogdrive.data.context import ContextSource
-from recogdrive.data.types import FUTURE_FRAMES, Scene
+from recogdrive.data.types import FUTURE_FRAMES, Context, Scene
+from recogdrive.data.vlm.vlm_inputs import PromptRow
 
 Sample = dict[str, np.ndarray]
 Batch = dict[str, np.ndarray]
@@ -53,12 +54,18 @@ def planner_inputs(scene: Scene, context: ContextSource) -> Sample:
     return _require_finite(
         scene,
         {
-            "context": np.asarray(made.tokens, dtype=np.float32),
-            "context_mask": np.asarray(made.mask, dtype=bool),
+            **_context_entries(made),
             "history_trajectory": scene.ego.poses.astype(np.float32),
             "status_feature": status_feature(scene),
         },
     )
+
+
+def _context_entries(made: Context | PromptRow) -> Sample:
+    """Context tokens, or what they are made of later."""
+    if isinstance(made, PromptRow):
+        return made.entries()
+    return {"context": np.asarray(made.tokens, dtype=np.float32), "context_mask": np.asarray(made.mask, dtype=bool)}
 
 
 def planner_sample(scene: Scene, context: ContextSource, index: int) -> Sample:

@@ -7,18 +7,31 @@ from typing import Any, Protocol
 import gin
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, BFloat16, Float, Key
 
-from recogdrive.models.bridge import Params, check_names_and_shapes
-from recogdrive.models.planner.planner import DiffusionPlanner, ParameterRow
-from recogdrive.models.vlm.encoder import HiddenStateEncoder
-from recogdrive.models.vlm.weights import load_weights
+from recogdrive.models.bridge import Params
+from recogdrive.models.planner.planner import ParameterRow
+from recogdrive.models.vlm.internvl import InternVL
+from recogdrive.models.vlm.loading import load_vlm_params
 
 Batch = Mapping[str, Any]
 
 VLM_PREFIX = "vlm."
 """What names of the VLM's weights start with where they stand beside the planner's."""
+
+
+class Encoder(Protocol):
+    """Makes hidden states bit for bit as the cache has them, as `HiddenStateEncoder` does.
+
+    Attributes:
+      vlm: The model.
+    """
+
+    vlm: InternVL
+
+    def encode(self, params: Params, batch: Batch) -> BFloat16[Array, "B T V"]:
+        """Hidden states of a batch of prompts and tiles."""
+        ...
 
 
 class ContextPlanner(Protocol):
@@ -73,8 +86,8 @@ class OnlinePlanner:
 
     def __init__(
         self,
-        encoder: HiddenStateEncoder,
-        planner: ContextPlanner | DiffusionPlanner,
+        encoder: Encoder,
+        planner: ContextPlanner,
         vlm_weights: str | Path,
         *,
         train_vlm: bool = False,
@@ -144,20 +157,13 @@ class OnlinePlanner:
             # What follows must not be merged with what made the hidden states: a plan from cached ones is the same.
             hidden = jax.lax.optimization_barrier(hidden)
         else:
-            hidden = self.encoder.encode(vlm, batch, training=True, key=key)
+            hidden = self.encoder.vlm.hidden_states(vlm, batch, key).astype(jnp.bfloat16)
         return own, {**batch, "context": hidden, "context_mask": jnp.asarray(batch["segment_ids"]) > 0}
 
     def _vlm_params(self) -> Params:
         """The VLM's weights with their prefix."""
         if self._loaded is None:
-            loaded = load_weights(self._vlm_weights, dtype=np.float32)
-            table = {row.name: tuple(row.shape) for row in self.encoder.vlm.parameter_table()}
-            found = {name: tuple(value.shape) for name, value in loaded.params.items()}
-            try:
-                check_names_and_shapes(found, table, "weight")
-            except ValueError as error:
-                raise ValueError(f"{self._vlm_weights} holds another VLM: {error}") from None
-            self._loaded = jax.device_put(_prefixed(loaded.params))
+            self._loaded = _prefixed(load_vlm_params(self.encoder.vlm, self._vlm_weights))
         return self._loaded
 
 

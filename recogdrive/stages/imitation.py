@@ -13,12 +13,11 @@ from recogdrive.data.context import ContextSource
 from recogdrive.data.samples import PlannerSamples
 from recogdrive.data.splits import PlanningSplits
 from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
-from recogdrive.evaluation.planner_agent import OFFICIAL_SUFFIX, TrainablePlanner
-from recogdrive.models.planner.official_checkpoint import save_official
+from recogdrive.evaluation.planner_agent import TrainablePlanner
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
 from recogdrive.stages.open_loop import OpenLoop, headline
-from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
+from recogdrive.stages.planner_weights import describe_parameters, export_weights, initial_weights, require_fit
 from recogdrive.training.loop import Trainer
 from recogdrive.training.memory import training_memory
 
@@ -74,7 +73,7 @@ class Imitation:
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Trains from scratch, or from the parent's weights, then evaluates and exports the final weights."""
         self._evaluation.require()
-        initial = None if parent is None else load_planner_weights(self._planner, parent)
+        initial = initial_weights(self._planner, parent, self._trainer.seed)
         train = self._splits.open_train()
         evaluated = self._splits.open_evaluate()
         folder.update(data=self._splits.describe(), seed=self._seed)
@@ -94,18 +93,18 @@ class Imitation:
         state = self._trainer.fit(self._planner, stream, folder.path, evaluate=evaluate, init_params=initial)
         stream.close()
 
-        export = folder.path / EXPORT_FOLDER / f"{self._planner.name}{OFFICIAL_SUFFIX}"
-        export.parent.mkdir(exist_ok=True)
-        save_official(export, state.weights, self._planner)
+        export_weights(self._planner, state.weights, folder.path / EXPORT_FOLDER)
         agent.params = state.weights
         return headline(self._evaluation.final(folder.path, [agent], evaluated))
 
     def describe(self) -> Description:
         """Splits, weights, and the memory of one training step, as the compiler for this device reports it."""
+        if getattr(self._planner, "reads_prompts", False):
+            notes = ["memory of a step with the VLM in it is not computed here"]
+            return Description(self._splits.describe(), describe_parameters(self._planner), notes=notes)
         rows = self._batch_size
-        shapes = {
-            "context": ((rows, self._context.num_tokens, self._context.width), jnp.float32),
-            "context_mask": ((rows, self._context.num_tokens), jnp.bool_),
+        shapes = {name: ((rows, *shape), dtype) for name, (shape, dtype) in context_shapes(self._context).items()}
+        shapes |= {
             "history_trajectory": ((rows, HISTORY_FRAMES, 3), jnp.float32),
             "status_feature": ((rows, 8), jnp.float32),
             "trajectory": ((rows, FUTURE_FRAMES, 3), jnp.float32),

@@ -1,0 +1,29 @@
+"""Weights of a folder for a configured VLM, on the device."""
+
+from pathlib import Path
+
+import jax
+
+from recogdrive.models.bridge import Params, check_names_and_shapes
+from recogdrive.models.vlm.internvl import InternVL
+from recogdrive.models.vlm.weights import load_weights
+
+
+def load_vlm_params(vlm: InternVL, folder: str | Path) -> Params:
+    """A VLM's weights in float32.
+
+    Args:
+      vlm: The configured model.
+      folder: Checkpoint in either layout.
+
+    Raises:
+      OSError: There is no such folder.
+      ValueError: It holds another model than the configured one; every misfit is named.
+    """
+    loaded = load_weights(folder)
+    table = {row.name: tuple(row.shape) for row in vlm.parameter_table()}
+    try:
+        check_names_and_shapes({name: tuple(p.shape) for name, p in loaded.params.items()}, table, "weight")
+    except ValueError as error:
+        raise ValueError(f"{folder} holds another VLM than the configured one: {error}") from None
+    return jax.device_put(dict(loaded.params))
