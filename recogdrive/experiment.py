@@ -39,7 +39,9 @@ class Experiment:
     Attributes:
       name: `<size>_<stage>[_<option>]`; those that run on a laptop are `debug_*`, `mini_*` and `quickstart`.
       description: One sentence.
-      starts_from: Name of the experiment whose result this one loads.
+      starts_from: Name of the experiment whose weights this one starts from.
+      parent_macro: Macro that names their folder.
+      reads: Name of the experiment whose output this one reads as data, where it starts from no weights.
       reference: Published score, where there is one.
       missing: What this version of the product lacks to run it; None for experiments that run.
     """
@@ -47,6 +49,8 @@ class Experiment:
     name: str
     description: str
     starts_from: str | None = None
+    parent_macro: str = "PARENT"
+    reads: str | None = None
     reference: Reference | None = None
     missing: str | None = None
 
@@ -75,7 +79,7 @@ def load_registry() -> Mapping[str, Experiment]:
     """Reads `experiments/registry.py` of `config_root()`; name -> experiment, in the order written there.
 
     Raises:
-      ConfigurationError: Two entries share a name, or one starts from an unknown experiment.
+      ConfigurationError: Two entries share a name, or one builds on an unknown experiment.
     """
     path = config_root() / "experiments" / "registry.py"
     spec = importlib.util.spec_from_file_location("recogdrive_experiments_registry", path)
@@ -87,8 +91,9 @@ def load_registry() -> Mapping[str, Experiment]:
             raise ConfigurationError(f"{path} registers {experiment.name} twice.")
         registry[experiment.name] = experiment
     for experiment in registry.values():
-        if experiment.starts_from is not None and experiment.starts_from not in registry:
-            raise ConfigurationError(f"{experiment.name} starts from {experiment.starts_from}, which {path} lacks.")
+        for name in (experiment.starts_from, experiment.reads):
+            if name is not None and name not in registry:
+                raise ConfigurationError(f"{experiment.name} builds on {name}, which {path} lacks.")
     return registry
 
 
@@ -107,11 +112,11 @@ def find_experiment(name: str) -> Experiment:
 
 
 def lineage(experiment: Experiment) -> list[Experiment]:
-    """The experiment and those it starts from, the first to be run first."""
+    """The experiment and those it builds on, the first to be run first."""
     registry = load_registry()
     chain = [experiment]
-    while chain[0].starts_from is not None:
-        chain.insert(0, registry[chain[0].starts_from])
+    while (before := chain[0].starts_from or chain[0].reads) is not None:
+        chain.insert(0, registry[before])
     return chain
 
 
@@ -129,6 +134,7 @@ def format_registry(registry: Mapping[str, Experiment]) -> str:
         lines.append(heading)
         for e in chosen:
             notes = [f"starts from {e.starts_from}"] if e.starts_from else []
+            notes += [f"reads {e.reads}"] if e.reads else []
             if e.reference:
                 notes.append(f"reference {e.reference.pdms} PDMS on {e.reference.split}")
             lines.append(f"  {e.name:<{width}}  {e.description}")

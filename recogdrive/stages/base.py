@@ -68,7 +68,7 @@ def run(stage: Stage, parent: str | None = None) -> tuple[Stage, Path | None]:
 
     Args:
       stage: What to run.
-      parent: Run folder or official `.ckpt` file whose weights the stage starts from.
+      parent: Weights the stage starts from: a run folder, an official `.ckpt` file, or a folder of VLM weights.
 
     Returns:
       The stage, built, and the parent's path.
@@ -141,15 +141,14 @@ def _require_parent(composition: Composition, parent: Path | None) -> None:
     experiment = composition.experiment
     if experiment is not None and experiment.starts_from is not None and parent is None:
         raise ConfigurationError(
-            f"{experiment.name} starts from the weights of {experiment.starts_from}: pass "
-            f"--gin_bindings \"PARENT='FOLDER'\" with the folder of such a run, or an official .ckpt file."
+            f"{experiment.name} starts from the weights of {experiment.starts_from}: pass --gin_bindings "
+            f"\"{experiment.parent_macro}='FOLDER'\" with the folder of such a run, or official weights."
         )
     if parent is not None and not parent.exists():
         origin = experiment.starts_from if experiment is not None else None
+        macro = "PARENT" if experiment is None else experiment.parent_macro
         hint = f" Run --experiment={origin} first, or name" if origin else " Name"
-        raise ConfigurationError(
-            f"PARENT={str(parent)!r} does not exist.{hint} a run folder or an official .ckpt file."
-        )
+        raise ConfigurationError(f"{macro}={str(parent)!r} does not exist.{hint} a run folder or official weights.")
 
 
 def describe(composition: Composition) -> str:

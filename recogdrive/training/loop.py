@@ -24,7 +24,8 @@ from recogdrive.training.summary import TENSORBOARD_FOLDER, EventWriter, Progres
 from recogdrive.training.window import Window, require_finite, wait_for
 
 Evaluate = Callable[[Params, int], Mapping[str, Any]]
-"""(weights, step) -> scalars by name; Matplotlib figures and (H, W, 3) uint8 pictures among them go to TensorBoard."""
+"""(weights, step) -> scalars by name; texts, Matplotlib figures and (H, W, 3) uint8 pictures among them go to
+TensorBoard."""
 
 _STEPS_IN_FLIGHT = 4
 """Steps the host may be ahead of the devices: bounds the memory of waiting batches, never leaves a device idle."""
@@ -114,6 +115,8 @@ class Trainer:
         workdir: Path | str,
         evaluate: Evaluate | None = None,
         init_params: Params | None = None,
+        frozen: Params | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> TrainState:
         """Trains until `steps` are done and returns the final state; returns at once where they already are.
 
@@ -123,6 +126,10 @@ class Trainer:
           workdir: Run folder: checkpoints, `metrics.jsonl` and TensorBoard events go there.
           evaluate: Called with the average of the weights where one is kept, else with the weights.
           init_params: Weights to start from in place of `objective.init`; without effect on a resumed run.
+          frozen: Weights the objective needs and that do not train; they are in no checkpoint, so a resumed run is
+            handed them again.
+          identity: What else must be the same for a run to be continued, such as where `frozen` comes from;
+            JSON-serialisable.
 
         Raises:
           ValueError: The batch does not divide over devices and accumulation steps, `init_params` does not fit, or the
@@ -145,6 +152,7 @@ class Trainer:
                 "samples_per_epoch": stream.samples_per_epoch,
                 "seed": self.seed,
                 "keeps_ema": self.ema_decay is not None,
+                **(identity or {}),
             },
             keep_last=self.keep_last,
             best_metric=self.best_metric,
@@ -153,7 +161,7 @@ class Trainer:
         )
         try:
             run = _Run(self, objective, stream, sharding, checkpoints, workdir, evaluate)
-            run.start(init_params)
+            run.start(init_params, frozen or {})
             run.train()
             return run.state
         finally:
@@ -184,14 +192,17 @@ class _Run:
         self.checkpoints = checkpoints
         self.workdir = workdir
         self.evaluate = evaluate
-        self.transformation, self.learning_rate = trainer.optimizer.build(stream.batch_size, stream.samples_per_epoch)
+        self.transformation, self.learning_rate = trainer.optimizer.build(
+            stream.batch_size, stream.samples_per_epoch, trainer.steps, getattr(objective, "decayed", None)
+        )
         self.step = 0
         self.window = Window()
         self.best: float | None = None
         self.is_lead = jax.process_index() == 0
 
-    def start(self, init_params: Params | None) -> None:
+    def start(self, init_params: Params | None, frozen: Params) -> None:
         """Restores the newest usable checkpoint, or makes the first state."""
+        self.frozen = self.sharding.put_state(frozen)
         init_key, run_key = jax.random.split(jax.random.key(self.trainer.seed))
 
         def initial(params: Params) -> TrainState:
@@ -225,12 +236,19 @@ class _Run:
             self.best = restored.loop_state["best"]
             logging.info("resuming after step %d of %d", self.step, self.trainer.steps)
         elif init_params is not None:
-            self.state = jax.jit(initial, out_shardings=placement)(self.sharding.put_state(init_params))
+            start = jax.jit(
+                initial, out_shardings=placement, donate_argnums=0
+            )  # Two copies of a large model do not fit.
+            self.state = start(self.sharding.put_state(init_params))
         else:
             self.state = jax.jit(lambda: initial(self.objective.init(init_key)), out_shardings=placement)()
         if self.is_lead:
             size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-            logging.info("training %d parameters on %d devices", size, self.sharding.num_devices)
+            held = sum(leaf.size for leaf in jax.tree.leaves(frozen))
+            logging.info(
+                "training %d parameters on %d devices%s", size, self.sharding.num_devices,
+                f", {held} more are frozen" if held else "",
+            )  # fmt: skip
 
     def train(self) -> None:
         """Runs the steps that are left."""
@@ -257,7 +275,7 @@ class _Run:
         self._restart_clock()
         while self.step < trainer.steps:
             batch = self.batches.take()
-            self.state, metrics = self.train_step(self.state, batch.arrays)
+            self.state, metrics = self.train_step(self.state, batch.arrays, self.frozen)
             self.step += 1
             self.window.add(self.step, metrics)
             self.stream_state = batch.stream_state_after
@@ -313,7 +331,9 @@ class _Run:
             self.metrics_file.write({"step": self.step, **named, "perf": {"eval_s": perf_counter() - start}})
             self.events.scalars(self.step, named)
             for name, value in results.items():
-                if isinstance(value, np.ndarray) and value.ndim == 3:
+                if isinstance(value, str):
+                    self.events.text(self.step, f"eval/{name}", value)
+                elif isinstance(value, np.ndarray) and value.ndim == 3:
                     self.events.image(self.step, f"eval/{name}", value)
                 elif not _is_scalar(value):
                     self.events.figure(self.step, f"eval/{name}", value)

@@ -12,7 +12,10 @@ from recogdrive.training.step import Objective, make_train_step
 
 
 def training_memory(
-    trainer: Trainer, objective: Objective, batch: Mapping[str, jax.ShapeDtypeStruct]
+    trainer: Trainer,
+    objective: Objective,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    frozen: Mapping[str, jax.ShapeDtypeStruct] | None = None,
 ) -> dict[str, int]:
     """Compiles the training step for this machine's devices and reads off what it needs on each of them.
 
@@ -20,11 +23,12 @@ def training_memory(
       trainer: Optimiser, accumulation, moving average and placement.
       objective: What is trained.
       batch: Shapes and types of a global batch, rows first.
+      frozen: Those of weights that do not train.
 
     Returns:
-      What needs memory -> bytes on one device: `weights`, `optimizer`, `moving average` where there is one, `batch`
-      (times the number of batches put there ahead), `step` (gradients, activations and everything else that lives
-      during a step).
+      What needs memory -> bytes on one device: `weights`, `optimizer`, where there are any `frozen weights` and `moving
+      average`, `batch` (times the number of batches put there ahead), `step` (gradients, activations and everything
+      else that lives during a step).
 
     Raises:
       ValueError: The batch does not divide over devices and accumulation steps.
@@ -32,7 +36,9 @@ def training_memory(
     sharding = trainer.sharding or DataParallel()
     rows = next(iter(batch.values())).shape[0]
     sharding.check_batch(rows, trainer.accumulation_steps)
-    transformation, learning_rate = trainer.optimizer.build(rows, rows)
+    transformation, learning_rate = trainer.optimizer.build(
+        rows, rows, trainer.steps, getattr(objective, "decayed", None)
+    )
     state = jax.eval_shape(
         lambda key: create_state(objective.init(key), transformation, key, with_ema=trainer.ema_decay is not None),
         jax.random.key(0),
@@ -49,8 +55,12 @@ def training_memory(
     )
     placed_state = jax.tree.map(_place, state, placement)
     placed_batch = {name: _place(leaf, sharding.batch_sharding) for name, leaf in batch.items()}
-    compiled = step.lower(placed_state, placed_batch).compile()
+    frozen = dict(frozen or {})
+    placed_frozen = jax.tree.map(_place, frozen, sharding.state_sharding(frozen))
+    compiled = step.lower(placed_state, placed_batch, placed_frozen).compile()
     needed = {"weights": _bytes(placed_state.params), "optimizer": _bytes(placed_state.opt_state)}
+    if frozen:
+        needed["frozen weights"] = _bytes(placed_frozen)
     if state.ema is not None:
         needed["moving average"] = _bytes(placed_state.ema)
     needed["batch"] = _bytes(placed_batch) * (1 + trainer.prefetch)

@@ -18,10 +18,10 @@ LearningRate = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 class Schedule(Protocol):
-    """Makes the learning rate a function of the step, given how many steps an epoch has."""
+    """Makes the learning rate a function of the step, given how many steps an epoch and the run have."""
 
-    def learning_rate_at(self, batch_size: int, samples_per_epoch: int) -> LearningRate:
-        """Binds the schedule to a data set and a global batch size."""
+    def learning_rate_at(self, batch_size: int, samples_per_epoch: int, steps: int | None = None) -> LearningRate:
+        """Binds the schedule to a data set, a global batch size and, where it is known, the length of the run."""
         ...
 
 
@@ -54,9 +54,9 @@ class Constant:
     def __post_init__(self) -> None:
         _check_positive(learning_rate=self.learning_rate)
 
-    def learning_rate_at(self, batch_size: int, samples_per_epoch: int) -> LearningRate:
-        """Binds the schedule to a data set; both arguments are without effect here."""
-        del batch_size, samples_per_epoch
+    def learning_rate_at(self, batch_size: int, samples_per_epoch: int, steps: int | None = None) -> LearningRate:
+        """Binds the schedule to a data set and a run; without effect here."""
+        del batch_size, samples_per_epoch, steps
         return lambda step: jnp.full_like(step, self.learning_rate, dtype=jnp.float32)
 
 
@@ -92,8 +92,9 @@ class WarmupCosine:
                 f"shorten the warm-up or lengthen the schedule."
             )
 
-    def learning_rate_at(self, batch_size: int, samples_per_epoch: int) -> LearningRate:
-        """Binds the schedule to a global batch size and a data set's size, both in samples."""
+    def learning_rate_at(self, batch_size: int, samples_per_epoch: int, steps: int | None = None) -> LearningRate:
+        """Binds the schedule to a global batch size and a data set's size, both in samples; it has its own length."""
+        del steps
         _check_positive(batch_size=batch_size, samples_per_epoch=samples_per_epoch)
 
         def learning_rate(step: Int[Array, ""]) -> Float[Array, ""]:
@@ -108,8 +109,53 @@ class WarmupCosine:
 
 @gin.register
 @dataclass(frozen=True)
+class StepCosine:
+    """Linear warm-up from zero, then half a cosine down to zero, changed at every update and as long as the run.
+
+    Update k (from 0) of T has `learning_rate * k / w` in the warm-up of `w = ceil(T * warmup_ratio)` updates, then
+    `learning_rate / 2 * (1 + cos(pi * (k - w) / (T - w)))`.
+
+    Attributes:
+      learning_rate: Highest value.
+      warmup_ratio: Part of the run that warms up, in [0, 1).
+
+    Source: spec/vlm_sft.md A6 (transformers `get_cosine_schedule_with_warmup`).
+    """
+
+    learning_rate: float = 4e-5
+    warmup_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_positive(learning_rate=self.learning_rate)
+        if not 0 <= self.warmup_ratio < 1:
+            raise ValueError(f"warmup_ratio={self.warmup_ratio} must be in [0, 1).")
+
+    def learning_rate_at(self, batch_size: int, samples_per_epoch: int, steps: int | None = None) -> LearningRate:
+        """Binds the schedule to a run of `steps` updates.
+
+        Raises:
+          ValueError: The length of the run is not known.
+        """
+        del batch_size, samples_per_epoch
+        if steps is None:
+            raise ValueError("StepCosine needs the number of updates of the run.")
+        warmup = math.ceil(steps * self.warmup_ratio)
+
+        def learning_rate(step: Int[Array, ""]) -> Float[Array, ""]:
+            warm = self.learning_rate * step / max(warmup, 1)
+            progress = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+            cold = self.learning_rate / 2 * (1 + jnp.cos(jnp.pi * progress))
+            return jnp.where(step < warmup, warm, cold).astype(jnp.float32)
+
+        return learning_rate
+
+
+@gin.register
+@dataclass(frozen=True)
 class AdamW:
     """AdamW after clipping by the global norm; weight decay reaches every trainable tensor, biases and norms included.
+
+    A model may exempt tensors of its own from the decay (`decayed` of its objective).
 
     Attributes:
       schedule: Learning rate over time; None is `WarmupCosine()`.
@@ -139,10 +185,27 @@ class AdamW:
         if self.clip_norm is not None:
             _check_positive(clip_norm=self.clip_norm)
 
-    def build(self, batch_size: int, samples_per_epoch: int) -> tuple[optax.GradientTransformation, LearningRate]:
-        """The optimiser for a global batch size and a data set's size, and its learning rate as a function of step."""
-        learning_rate = (self.schedule or WarmupCosine()).learning_rate_at(batch_size, samples_per_epoch)
-        adamw = optax.adamw(learning_rate, b1=self.beta1, b2=self.beta2, eps=self.eps, weight_decay=self.weight_decay)
+    def build(
+        self,
+        batch_size: int,
+        samples_per_epoch: int,
+        steps: int | None = None,
+        decayed: Callable[[str], bool] | None = None,
+    ) -> tuple[optax.GradientTransformation, LearningRate]:
+        """The optimiser and its learning rate as a function of the step.
+
+        Args:
+          batch_size: Rows of a global batch.
+          samples_per_epoch: Size of the data set.
+          steps: Updates of the run, for schedules that are as long as it.
+          decayed: Whether weight decay reaches the tensor of that name; None decays all.
+        """
+        schedule = self.schedule or WarmupCosine()
+        learning_rate = schedule.learning_rate_at(batch_size, samples_per_epoch, steps)
+        mask = None if decayed is None else lambda params: {name: decayed(name) for name in params}
+        adamw = optax.adamw(
+            learning_rate, b1=self.beta1, b2=self.beta2, eps=self.eps, weight_decay=self.weight_decay, mask=mask
+        )
         clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
         return optax.chain(clip, adamw), learning_rate
 

@@ -138,6 +138,34 @@ class DataParallel:
         }
 
 
+@gin.register
+class FullySharded(DataParallel):
+    """The same mesh, with every large tensor of the state split over the devices: weights, moments and averages.
+
+    A tensor is split along its longest axis that divides evenly; small ones, and those without such an axis, are
+    copied. The compiler gathers what a layer needs while it computes.
+
+    Args:
+      num_devices: Devices to use; all unless given.
+      min_size: Tensors with fewer entries are copied.
+    """
+
+    def __init__(self, num_devices: int | None = None, min_size: int = 2**16) -> None:
+        super().__init__(num_devices)
+        self._min_size = min_size
+
+    def state_sharding(self, state: PyTree) -> PyTree[NamedSharding]:
+        """The placement of every leaf of a (possibly abstract) state."""
+        return jax.tree.map(lambda leaf: self._placement(leaf.shape), state)
+
+    def _placement(self, shape: tuple[int, ...]) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(shape) if size % self.num_devices == 0]
+        if not axes or np.prod(shape) < self._min_size:
+            return self.replicated
+        longest = max(axes, key=lambda axis: shape[axis])
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * longest, DATA_AXIS))
+
+
 @dataclass(frozen=True)
 class PlacedBatch:
     """A batch on the devices, with the stream's position right after it."""

@@ -19,11 +19,16 @@ Metrics = dict[str, Float[Array, ""]]
 RESERVED_METRICS = ("loss", "grad_norm", "lr")
 """What every step reports, in the order it is shown and checked."""
 
-TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+"""(state, batch) or (state, batch, frozen) -> (next state, metrics)."""
 
 
 class Objective(Protocol):
-    """What is minimised: the only thing a training stage has to define."""
+    """What is minimised: the only thing a training stage has to define.
+
+    Where an objective has them, two further methods are heeded: `decayed(name) -> bool` exempts tensors from weight
+    decay, and `update_mask(name) -> array or None` (broadcast against the tensor) keeps parts of a tensor as they are.
+    """
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Initial parameters; pure and jittable."""
@@ -46,8 +51,9 @@ def make_train_step(
 ) -> TrainStep:
     """Compiles gradient, accumulation, clipping, update and moving average into one function that donates the state.
 
-    The returned function takes the state and a global batch and returns the next state and the scalars `loss`,
-    `grad_norm` (before clipping), `lr`, and whatever the objective reports, all left on the device. Its randomness is
+    The returned function takes the state, a global batch and, where there are any, weights that do not train; it
+    returns the next state and the scalars `loss`, `grad_norm` (before clipping), `lr`, and whatever the objective
+    reports, all left on the device. The objective sees trained and frozen weights as one dict. The randomness is
     `state.step_key()`; with accumulation, microbatch i gets that key folded with i.
 
     Args:
@@ -66,16 +72,19 @@ def make_train_step(
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay={ema_decay} must be in [0, 1), or None for no average.")
 
-    def gradients(params: Params, batch: DeviceBatch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
-        (loss, metrics), grads = jax.value_and_grad(objective.loss, has_aux=True)(params, batch, key)
+    def gradients(params: Params, batch: DeviceBatch, key: Key[Array, ""], frozen: Params) -> tuple[Params, Metrics]:
+        def loss_of(trained: Params) -> tuple[Float[Array, ""], Metrics]:
+            return objective.loss({**frozen, **trained}, batch, key)
+
+        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         taken = sorted(set(metrics) & set(RESERVED_METRICS))
         if taken:
             raise ValueError(f"the objective's metrics {taken} carry names the training step uses; rename them.")
         return grads, {"loss": loss, **metrics}
 
-    def accumulated(params: Params, batch: DeviceBatch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
+    def accumulated(params: Params, batch: DeviceBatch, key: Key[Array, ""], frozen: Params) -> tuple[Params, Metrics]:
         if accumulation_steps == 1:
-            return gradients(params, batch, key)
+            return gradients(params, batch, key, frozen)
 
         def split(rows: Array) -> Array:
             micro = rows.reshape(-1, accumulation_steps, *rows.shape[1:]).swapaxes(0, 1)  # (A, B / A, ...)
@@ -83,16 +92,24 @@ def make_train_step(
 
         def add(total: Params, microbatch: tuple[Array, DeviceBatch]) -> tuple[Params, Metrics]:
             index, rows = microbatch
-            grads, metrics = gradients(params, rows, jax.random.fold_in(key, index))
+            grads, metrics = gradients(params, rows, jax.random.fold_in(key, index), frozen)
             return jax.tree.map(jnp.add, total, grads), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, params)
         total, metrics = jax.lax.scan(add, zeros, (jnp.arange(accumulation_steps), jax.tree.map(split, batch)))
         return jax.tree.map(lambda grad: grad / accumulation_steps, total), jax.tree.map(jnp.mean, metrics)
 
-    def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
-        grads, metrics = accumulated(state.params, batch, state.step_key())
+    update_mask = getattr(objective, "update_mask", lambda name: None)
+
+    def masked(tensors: Params) -> Params:
+        masks = {name: update_mask(name) for name in tensors}
+        return {name: value if masks[name] is None else value * masks[name] for name, value in tensors.items()}
+
+    def train_step(state: TrainState, batch: DeviceBatch, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
+        grads, metrics = accumulated(state.params, batch, state.step_key(), frozen or {})
+        grads = masked(grads)
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
+        updates = masked(updates)  # Weight decay moves what has no gradient, too.
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None or ema_decay is None else ema_update(state.ema, params, ema_decay)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads), "lr": learning_rate(state.step)}

@@ -12,7 +12,9 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
@@ -54,6 +56,12 @@ class EventWriter:
         with Image.open(buffer) as picture:
             width, height = picture.size
         self._add_png(step, name, buffer.getvalue(), width, height)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Adds a text, which TensorBoard shows as Markdown."""
+        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
+        self._add(step, [Summary.Value(tag=name, metadata=metadata, tensor=tensor)])
 
     def _add_png(self, step: int, name: str, png: bytes, width: int, height: int) -> None:
         image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)

@@ -62,7 +62,7 @@ def test_two_entries_of_one_name_are_refused(tmp_path, monkeypatch):
 
 def test_an_entry_that_starts_from_nothing_known_is_refused(tmp_path, monkeypatch):
     _registry_at(tmp_path, monkeypatch, "Experiment('a', 'x', starts_from='b')")
-    with pytest.raises(ConfigurationError, match="a starts from b, which"):
+    with pytest.raises(ConfigurationError, match="a builds on b, which"):
         experiment.load_registry()
 
 

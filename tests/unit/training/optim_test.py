@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recogdrive.training.optim import AdamW, Constant, WarmupCosine, ema_update, epoch_of
+from recogdrive.training.optim import AdamW, Constant, StepCosine, WarmupCosine, ema_update, epoch_of
 
 
 def test_learning_rates_per_epoch_equal_the_reference_tables(golden_planner_constants):
@@ -24,6 +24,35 @@ def test_learning_rates_per_epoch_equal_the_reference_tables(golden_planner_cons
         learning_rate = jax.vmap(schedule.learning_rate_at(10, 10))
         got = learning_rate(jnp.arange(len(table["lr_per_epoch"])))
         np.testing.assert_allclose(got, table["lr_per_epoch"], rtol=1e-6, atol=1e-6 * table["lr"], err_msg=name)
+
+
+def test_learning_rates_per_update_equal_the_reference_tables(golden_dir):
+    path = golden_dir / "vlm" / "lr_schedule.json"
+    cases = json.loads(path.read_text())["cases"]
+    assert cases
+    for case in cases:
+        schedule = StepCosine(learning_rate=case["peak"], warmup_ratio=case["warmup_ratio"])
+        learning_rate = schedule.learning_rate_at(1, 1, case["total_updates"])
+        assert math.ceil(case["total_updates"] * case["warmup_ratio"]) == case["warmup_steps"]
+        for update, expected in case["lr_at_update"].items():
+            # The cosine's end is the difference of two numbers near one: float32 leaves 1e-7 of the peak there.
+            np.testing.assert_allclose(
+                learning_rate(jnp.int32(int(update))), expected, rtol=1e-6, atol=1e-7 * case["peak"]
+            )
+
+
+def test_a_schedule_as_long_as_the_run_refuses_a_run_of_unknown_length():
+    with pytest.raises(ValueError, match="number of updates"):
+        StepCosine().learning_rate_at(8, 64)
+
+
+def test_weight_decay_leaves_out_what_the_model_exempts():
+    transformation, _ = AdamW(Constant(0.1), weight_decay=0.5).build(1, 1, decayed=lambda name: name != "bias")
+    params = {"weight": jnp.array([2.0]), "bias": jnp.array([2.0])}
+    zeros = {name: jnp.zeros(1) for name in params}
+    updates, _ = transformation.update(zeros, transformation.init(params), params)
+    assert float(updates["weight"][0]) == pytest.approx(-0.1 * 0.5 * 2.0)
+    assert float(updates["bias"][0]) == 0.0
 
 
 def test_the_learning_rate_changes_only_when_an_epoch_ends():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recogdrive.training.sharding import DataParallel, DevicePrefetch
+from recogdrive.training.sharding import DATA_AXIS, DataParallel, DevicePrefetch, FullySharded
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -101,3 +101,21 @@ def test_a_checkpoint_moves_between_one_two_and_four_devices_with_the_same_next_
     for path, loss in answer["next_loss"].items():
         assert loss == pytest.approx(answer["straight"][2], rel=1e-6), path
     np.testing.assert_allclose(answer["round_trip"], answer["straight"], rtol=1e-6)
+
+
+class FourSharded(FullySharded):
+    """Arithmetic of a mesh of four."""
+
+    num_devices = 4
+
+
+def test_large_tensors_are_split_along_their_longest_even_axis_and_small_ones_copied():
+    sharding = FourSharded(min_size=64)
+    state = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, shape in {"rows": (28, 8), "columns": (6, 32), "odd": (9, 15), "small": (4, 4), "scalar": ()}.items()
+    }
+    specs = {name: placed.spec for name, placed in sharding.state_sharding(state).items()}
+    assert specs["rows"] == jax.sharding.PartitionSpec(DATA_AXIS)
+    assert specs["columns"] == jax.sharding.PartitionSpec(None, DATA_AXIS)
+    assert all(specs[name] == jax.sharding.PartitionSpec() for name in ("odd", "small", "scalar"))

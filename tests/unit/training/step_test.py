@@ -128,3 +128,32 @@ def test_an_objective_that_reports_a_reserved_name_is_refused(build, linear):
 def test_a_decay_of_one_is_refused(build):
     with pytest.raises(ValueError, match="ema_decay=1.0"):
         build(ema_decay=1.0)
+
+
+def test_frozen_weights_reach_the_loss_and_neither_the_state_nor_the_gradient(build, linear):
+    class Frozen(linear):
+        def init(self, key):
+            return {"bias": jnp.zeros(self.outputs)}
+
+    step, state, batch = build(Frozen(noise=0.0))
+    after = {}
+    for scale in (0.0, 1.0):
+        before = jax.tree.map(jnp.copy, state)
+        after[scale], metrics = step(before, batch, {"weight": jnp.full((3, 2), scale)})
+        residual = scale * np.asarray(batch["x"]).sum(axis=1, keepdims=True) - np.asarray(batch["y"])
+        assert float(metrics["loss"]) == pytest.approx(np.mean(residual**2), rel=1e-5)
+        assert float(metrics["grad_norm"]) == pytest.approx(np.linalg.norm(residual.mean(axis=0)), rel=1e-5)
+    assert set(after[0.0].params) == {"bias"}
+
+
+def test_what_a_model_masks_keeps_its_value_though_weight_decay_is_on(build, linear):
+    class Masked(linear):
+        def update_mask(self, name):
+            return jnp.array([[0.0], [1.0], [1.0]]) if name == "weight" else None
+
+    step, state, batch = build(Masked(noise=0.0))
+    start = np.asarray(state.params["weight"])
+    for _ in range(3):
+        state, _ = step(state, batch)
+    moved = np.asarray(state.params["weight"]) != start
+    assert not moved[0].any() and moved[1:].all()

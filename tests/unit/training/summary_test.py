@@ -71,6 +71,15 @@ def a_terminal(monkeypatch):
     return stream
 
 
+def test_a_text_is_written_as_it_is(tmp_path):
+    writer = EventWriter(tmp_path, 0)
+    writer.text(3, "eval/answers", "**question**\n\nanswer, ±1 m")
+    writer.close()
+    (event,) = events(tmp_path).Tensors("eval/answers")
+    assert event.step == 3
+    assert event.tensor_proto.string_val[0].decode() == "**question**\n\nanswer, ±1 m"
+
+
 def test_a_terminal_shows_a_bar_with_the_few_numbers_that_fit(monkeypatch):
     terminal = a_terminal(monkeypatch)
     progress = Progress(10, 4, visible=True)
