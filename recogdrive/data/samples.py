@@ -8,7 +8,7 @@ import numpy as np
 
 from recogdrive.data.context import ContextSource
 from recogdrive.data.types import FUTURE_FRAMES, Context, Scene
-from recogdrive.data.vlm.vlm_inputs import PromptRow
+from recogdrive.data.vlm.vlm_inputs import PromptRow, VlmInputs
 
 Sample = dict[str, np.ndarray]
 Batch = dict[str, np.ndarray]
@@ -66,6 +66,14 @@ def _context_entries(made: Context | PromptRow) -> Sample:
     if isinstance(made, PromptRow):
         return made.entries()
     return {"context": np.asarray(made.tokens, dtype=np.float32), "context_mask": np.asarray(made.mask, dtype=bool)}
+
+
+def context_shapes(context: ContextSource) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of what a context source adds to a sample, without batch axis."""
+    if isinstance(context, VlmInputs):
+        return context.shapes()
+    tokens = (context.num_tokens, context.width)
+    return {"context": (tokens, np.dtype(np.float32)), "context_mask": (tokens[:1], np.dtype(np.bool_))}
 
 
 def planner_sample(scene: Scene, context: ContextSource, index: int) -> Sample:

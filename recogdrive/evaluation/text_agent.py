@@ -16,7 +16,7 @@ from recogdrive.data.vlm.vlm_inputs import PromptRows
 from recogdrive.evaluation.agents import Answer
 from recogdrive.models.bridge import Params
 from recogdrive.models.vlm.internvl import InternVL
-from recogdrive.models.vlm.loading import load_vlm_params
+from recogdrive.models.vlm.loading import load_vlm
 
 
 class Tokens(Protocol):
@@ -131,7 +131,7 @@ class TextPlanner:
 
     def _loaded(self) -> Params:
         if self._params is None:
-            self._params = load_vlm_params(self._vlm, self._weights)
+            self._params = load_vlm(self._vlm, self._weights).params
         return self._params
 
     def _generate_batch(self, params: Params, batch: Batch) -> tuple[Int[Array, "B M"], Int[Array, "B"]]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, BFloat16, Float, Key
 from recogdrive.models.bridge import Params
 from recogdrive.models.planner.planner import ParameterRow
 from recogdrive.models.vlm.internvl import InternVL
-from recogdrive.models.vlm.loading import load_vlm_params
+from recogdrive.models.vlm.loading import VlmWeights, load_vlm
 
 Batch = Mapping[str, Any]
 
@@ -103,7 +103,7 @@ class OnlinePlanner:
         self.train_vlm = train_vlm
         self.encoder = encoder
         self._vlm_weights = Path(vlm_weights)
-        self._loaded: Params | None = None
+        self._frozen: VlmWeights | None = None
 
     def parameter_table(self) -> list[ParameterRow]:
         """Every tensor that trains."""
@@ -126,11 +126,22 @@ class OnlinePlanner:
           OSError: There is no such folder.
           ValueError: It holds no VLM, or another one.
         """
-        return {} if self.train_vlm else self._vlm_params()
+        return {} if self.train_vlm else _prefixed(self._frozen_vlm().params)
+
+    def frozen_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of `frozen()`, without reading anything."""
+        rows = () if self.train_vlm else self.encoder.vlm.parameter_table()
+        return _prefixed({row.name: jax.ShapeDtypeStruct(row.shape, row.dtype) for row in rows})
+
+    def identity(self) -> dict[str, str]:
+        """What must stay the same for a run to be continued: the frozen VLM."""
+        return {} if self.train_vlm else {"vlm": self._frozen_vlm().fingerprint}
 
     def complete(self, params: Params) -> Params:
         """Weights to start from, given those of the planner: with the VLM's from their folder where these train too."""
-        return params | self._vlm_params() if self.train_vlm else params
+        if not self.train_vlm:
+            return params
+        return params | _prefixed(load_vlm(self.encoder.vlm, self._vlm_weights).params)
 
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The planner's loss on hidden states made here; `params` hold the VLM's weights, frozen ones too."""
@@ -160,12 +171,11 @@ class OnlinePlanner:
             hidden = self.encoder.vlm.hidden_states(vlm, batch, key).astype(jnp.bfloat16)
         return own, {**batch, "context": hidden, "context_mask": jnp.asarray(batch["segment_ids"]) > 0}
 
-    def _vlm_params(self) -> Params:
-        """The VLM's weights with their prefix."""
-        if self._loaded is None:
-            self._loaded = _prefixed(load_vlm_params(self.encoder.vlm, self._vlm_weights))
-        return self._loaded
+    def _frozen_vlm(self) -> VlmWeights:
+        if self._frozen is None:
+            self._frozen = load_vlm(self.encoder.vlm, self._vlm_weights)
+        return self._frozen
 
 
-def _prefixed(params: Params) -> Params:
+def _prefixed(params: Mapping[str, Any]) -> dict[str, Any]:
     return {VLM_PREFIX + name: value for name, value in params.items()}

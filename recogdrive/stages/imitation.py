@@ -10,10 +10,10 @@ from absl import logging
 
 from recogdrive.data.batching import BatchStream
 from recogdrive.data.context import ContextSource
-from recogdrive.data.samples import PlannerSamples
+from recogdrive.data.samples import PlannerSamples, context_shapes
 from recogdrive.data.splits import PlanningSplits
 from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
-from recogdrive.evaluation.planner_agent import TrainablePlanner
+from recogdrive.evaluation.planner_agent import TrainablePlanner, frozen_weights
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
 from recogdrive.stages.open_loop import OpenLoop, headline
@@ -90,7 +90,15 @@ class Imitation:
         )
         agent = self._evaluation.agent(self._planner, None, self._context)
         evaluate = self._evaluation.periodic(agent, self._context, evaluated)
-        state = self._trainer.fit(self._planner, stream, folder.path, evaluate=evaluate, init_params=initial)
+        state = self._trainer.fit(
+            self._planner,
+            stream,
+            folder.path,
+            evaluate=evaluate,
+            init_params=initial,
+            frozen=frozen_weights(self._planner),
+            identity=getattr(self._planner, "identity", dict)(),
+        )
         stream.close()
 
         export_weights(self._planner, state.weights, folder.path / EXPORT_FOLDER)
@@ -99,9 +107,6 @@ class Imitation:
 
     def describe(self) -> Description:
         """Splits, weights, and the memory of one training step, as the compiler for this device reports it."""
-        if getattr(self._planner, "reads_prompts", False):
-            notes = ["memory of a step with the VLM in it is not computed here"]
-            return Description(self._splits.describe(), describe_parameters(self._planner), notes=notes)
         rows = self._batch_size
         shapes = {name: ((rows, *shape), dtype) for name, (shape, dtype) in context_shapes(self._context).items()}
         shapes |= {
@@ -114,5 +119,7 @@ class Imitation:
         return Description(
             data=self._splits.describe(),
             parameters=describe_parameters(self._planner),
-            memory_bytes=training_memory(self._trainer, self._planner, batch),
+            memory_bytes=training_memory(
+                self._trainer, self._planner, batch, getattr(self._planner, "frozen_shapes", dict)()
+            ),
         )

@@ -8,6 +8,7 @@ import gin
 import numpy as np
 
 from recogdrive.data.types import Scene
+from recogdrive.data.vlm.tiling import Tiling
 
 
 class PromptRows(Protocol):
@@ -15,9 +16,13 @@ class PromptRows(Protocol):
 
     Attributes:
       num_tokens: T, tokens of a row.
+      tiles_per_scene: N, tile slots of a row.
+      tiling: Says how large a tile is.
     """
 
     num_tokens: int
+    tiles_per_scene: int
+    tiling: Tiling
 
     def inputs(self, scene: Scene) -> Mapping[str, np.ndarray]:
         """One row of a VLM batch without batch axis, see `docs/online.md`."""
@@ -68,3 +73,10 @@ class VlmInputs:
     def __call__(self, scene: Scene) -> PromptRow:
         """The row of one scene."""
         return PromptRow(self._prompts.inputs(scene))
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and type of every entry of a row."""
+        tokens, side = (self.num_tokens,), self._prompts.tiling.image_size
+        shapes = {name: (tokens, np.dtype(np.int32)) for name in ("input_ids", "segment_ids", "position_ids")}
+        tiles = (self._prompts.tiles_per_scene, side, side, 3)
+        return shapes | {"tiles": (tiles, np.dtype(np.uint8)), "num_tiles": ((), np.dtype(np.int32))}

@@ -1,6 +1,7 @@
 """Weights of a folder for a configured VLM, on the device."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -9,8 +10,20 @@ from recogdrive.models.vlm.internvl import InternVL
 from recogdrive.models.vlm.weights import load_weights
 
 
-def load_vlm_params(vlm: InternVL, folder: str | Path) -> Params:
-    """A VLM's weights in float32.
+class VlmWeights(NamedTuple):
+    """Weights on the device.
+
+    Attributes:
+      params: As `InternVL` takes them, float32.
+      fingerprint: Of their content.
+    """
+
+    params: Params
+    fingerprint: str
+
+
+def load_vlm(vlm: InternVL, folder: str | Path) -> VlmWeights:
+    """Reads a VLM's weights.
 
     Args:
       vlm: The configured model.
@@ -20,10 +33,10 @@ def load_vlm_params(vlm: InternVL, folder: str | Path) -> Params:
       OSError: There is no such folder.
       ValueError: It holds another model than the configured one; every misfit is named.
     """
-    loaded = load_weights(folder)
+    loaded = load_weights(Path(folder))
     table = {row.name: tuple(row.shape) for row in vlm.parameter_table()}
     try:
         check_names_and_shapes({name: tuple(p.shape) for name, p in loaded.params.items()}, table, "weight")
     except ValueError as error:
         raise ValueError(f"{folder} holds another VLM than the configured one: {error}") from None
-    return jax.device_put(dict(loaded.params))
+    return VlmWeights(jax.device_put(dict(loaded.params)), loaded.fingerprint)
