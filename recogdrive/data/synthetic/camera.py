@@ -113,7 +113,8 @@ def _in_picture(faces: list[Face], camera: Pinhole) -> Iterator[tuple[list[float
         outline = pixels[start:end] if is_whole else camera.pixels(clip_near(seen[start:end]))
         (left, top), (right, bottom) = outline.min(axis=0), outline.max(axis=0)
         if left < camera.width and right > 0 and top < camera.height and bottom > 0:
-            yield outline.ravel().tolist(), color
+            # Rounded, so that the last bits of a cosine, which differ between machines, move no pixel.
+            yield np.round(outline, 3).ravel().tolist(), color
 
 
 @functools.lru_cache(maxsize=4)

@@ -23,7 +23,7 @@ GROUND_COLORS = (
 )
 WHITE, YELLOW = (232, 232, 228), (236, 190, 60)
 RED, GREEN = (255, 32, 32), (32, 230, 96)
-LAMP_OFF, SIGNAL_HOUSING, POLE = (52, 46, 44), (24, 24, 26), (70, 72, 76)
+LAMP_OFF, SIGNAL_HOUSING = (52, 46, 44), (24, 24, 26)
 SHADOW = (58, 60, 64)
 WINDOW, HEADLIGHT, TAIL = (36, 42, 54), (255, 248, 205), (120, 20, 40)
 AGENT_COLORS = {
@@ -48,7 +48,8 @@ SIGNAL_BAR_M = 1.0
 """Depth of the coloured bar on the ground where a light stops traffic."""
 SIGNAL_BEYOND_M = 18.0
 """Signals hang so far behind the stop line, so that whoever waits there sees them."""
-SIGNAL_HEIGHT_M, SIGNAL_SIDE_M, LAMP_M = 4.6, 1.5, 0.6
+SIGNAL_HEIGHT_M, LAMP_M = 4.6, 0.6
+"""Middle of the housing above the ground; greatest radius of a lamp."""
 SIGNAL_PASSED_M = 1.0
 """A light whose stop line lies so far behind the eye is passed."""
 FACING_RAD = np.deg2rad(60)
@@ -68,14 +69,11 @@ def ground(scene: Scene) -> Iterator[Face]:
     for element in elements:
         if element.layer == MapLayer.STOP_POLYGON:
             yield _flat(element.polygon), WHITE
-    for place, left, red in _signals(scene):
-        heading = np.array([np.cos(place[2]), np.sin(place[2])])
-        across = np.array([-heading[1], heading[0]])
-        near, far = place[:2] + 0.2 * heading, place[:2] + (0.2 + SIGNAL_BAR_M) * heading
-        bar = np.stack(
-            [near + left[0] * across, near + left[1] * across, far + left[1] * across, far + left[0] * across]
-        )
-        yield _flat(bar), RED if red else GREEN
+    for place, (left, right), red in _signals(scene):
+        along, across = _axes(place[2])
+        near, far = place[:2] + 0.2 * along, place[:2] + (0.2 + SIGNAL_BAR_M) * along
+        corners = [near + left * across, near + right * across, far + right * across, far + left * across]
+        yield _flat(np.stack(corners)), RED if red else GREEN
 
 
 def standing(scene: Scene, eye: Float[np.ndarray, "3"]) -> Iterator[Face]:
@@ -86,11 +84,11 @@ def standing(scene: Scene, eye: Float[np.ndarray, "3"]) -> Iterator[Face]:
         if box[Box.X] > -box[Box.LENGTH] and _in_sight(box[None, [Box.X, Box.Y]]):
             distance = float(np.hypot(box[Box.X] - eye[0], box[Box.Y] - eye[1]))
             things.append((distance, len(things), list(_agent(box, AgentClass(int(agent_class)), eye))))
-    for place, left, red in _signals(scene):
-        heading = np.array([np.cos(place[2]), np.sin(place[2])])
-        middle = place[:2] + SIGNAL_BEYOND_M * heading + np.mean(left) * np.array([-heading[1], heading[0]])
+    for place, (left, right), red in _signals(scene):
+        along, across = _axes(place[2])
+        middle = place[:2] + SIGNAL_BEYOND_M * along + (left + right) / 2 * across
         distance = float(np.hypot(*(middle - eye[:2])))
-        things.append((distance, len(things), list(_signal(middle, place[2], red))))
+        things.append((distance, len(things), list(_signal(middle, across, left - right, red))))
     for _, _, faces in sorted(things, key=lambda thing: (-thing[0], thing[1])):
         yield from faces
 
@@ -99,6 +97,12 @@ def _in_sight(xy: np.ndarray) -> bool:
     """Whether any of the bounding box of points is before the ego and near."""
     low, high = xy.min(axis=0), xy.max(axis=0)
     return bool(high[0] > 0.0 and low[0] < SIGHT_M and low[1] < SIGHT_M and high[1] > -SIGHT_M)
+
+
+def _axes(heading: float) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
+    """Unit vectors along a heading and to its left."""
+    cos, sin = np.cos(heading), np.sin(heading)
+    return np.array([cos, sin]), np.array([-sin, cos])
 
 
 def _flat(xy: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "P 3"]:
@@ -191,21 +195,25 @@ def _half_width(connector: MapElement) -> float:
     return float(np.hypot(*(connector.left_boundary[0] - connector.right_boundary[0]))) / 2
 
 
-def _signal(middle: Float[np.ndarray, "2"], heading: float, red: bool) -> Iterator[Face]:
-    """A signal that looks against `heading`: housing, the lit lamp (red above, green below) and the dark one."""
-    across = np.array([-np.sin(heading), np.cos(heading)])
+def _signal(
+    middle: Float[np.ndarray, "2"], across: Float[np.ndarray, "2"], width_m: float, red: bool
+) -> Iterator[Face]:
+    """A signal in a plane along `across`: housing, the lit lamp (red above, green below) and the dark one.
 
-    def upright(around: tuple[float, float], half: tuple[float, float], corners: np.ndarray) -> np.ndarray:
-        offsets = np.asarray(around) + np.asarray(half) * corners
+    Signals of one lane hang side by side, so the more there are the smaller they are.
+    """
+    radius = min(LAMP_M, 0.44 * width_m)
+
+    def upright(above: float, half: tuple[float, float], corners: np.ndarray) -> np.ndarray:
+        offsets = [0.0, above] + np.asarray(half) * corners
         return np.column_stack([middle + offsets[:, :1] * across, SIGNAL_HEIGHT_M + offsets[:, 1]])
 
     square = np.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     angle = np.arange(12) * np.pi / 6
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    yield upright((0.0, 0.0), (SIGNAL_SIDE_M / 2, SIGNAL_SIDE_M), square), SIGNAL_HOUSING
-    for is_on, above, color in ((red, 1.0, RED), (not red, -1.0, GREEN)):
-        lamp = upright((0.0, above * SIGNAL_SIDE_M / 2), (LAMP_M, LAMP_M), circle)
-        yield lamp, color if is_on else LAMP_OFF
+    yield upright(0.0, (1.1 * radius, 2.3 * radius), square), SIGNAL_HOUSING
+    for is_on, above, color in ((red, 1.1, RED), (not red, -1.1, GREEN)):
+        yield upright(above * radius, (radius, radius), circle), color if is_on else LAMP_OFF
 
 
 def _agent(box: Float[np.ndarray, "7"], agent_class: AgentClass, eye: Float[np.ndarray, "3"]) -> Iterator[Face]:
