@@ -61,8 +61,8 @@ class ContextPlanner(Protocol):
 class OnlinePlanner:
     """A planner that makes its context itself, with the VLM, from batches with prompts and tiles (`VlmInputs`).
 
-    Weights are one flat dictionary: the planner's under their own names, the VLM's with `vlm.` in front. A frozen VLM is
-    no part of what trains, of checkpoints and of exports; its weights come from `vlm_weights` and are handed to
+    Weights are one flat dictionary: the planner's under their own names, the VLM's with `vlm.` in front. A frozen VLM
+    is no part of what trains, of checkpoints and of exports; its weights come from `vlm_weights` and are handed to
     every compiled function as an argument.
 
     Args:
@@ -144,10 +144,15 @@ class OnlinePlanner:
         return params | _prefixed(load_vlm(self.encoder.vlm, self._vlm_weights).params)
 
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The planner's loss on hidden states made here; `params` hold the VLM's weights, frozen ones too."""
-        vlm_key, planner_key = jax.random.split(key)
-        own, batch = self._with_context(params, batch, vlm_key if self.train_vlm else None)
-        return self.planner.loss(own, batch, planner_key)
+        """The planner's loss on hidden states made here; `params` hold the VLM's weights, frozen ones too.
+
+        With a frozen VLM it is that of the planner on cached hidden states, with the same key.
+        """
+        vlm_key = None
+        if self.train_vlm:
+            key, vlm_key = jax.random.split(key)
+        own, batch = self._with_context(params, batch, vlm_key)
+        return self.planner.loss(own, batch, key)
 
     def plan(self, params: Params, batch: Batch, keys: Key[Array, "B"]) -> Float[Array, "B 8 3"]:
         """The planner's trajectories on hidden states made here; `params` likewise."""

@@ -77,8 +77,8 @@ def require_fit(context: ContextSource, planner: TrainablePlanner) -> None:
     """
     if getattr(context, "holds_prompts", False) != getattr(planner, "reads_prompts", False):
         raise ConfigurationError(
-            f"{type(context).__name__} and {type(planner).__name__} do not fit: OnlinePlanner reads what VlmInputs makes, "
-            "and no other planner does; include gin/option/online.gin for both, or for neither."
+            f"{type(context).__name__} and {type(planner).__name__} do not fit: an OnlinePlanner reads what VlmInputs "
+            "makes, and no other planner does; include gin/option/online.gin for both, or for neither."
         )
     if context.width == planner.context_width:
         return
