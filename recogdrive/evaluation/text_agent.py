@@ -90,11 +90,6 @@ class TextPlanner:
         for argument, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"TextPlanner.{argument}={value!r} must be a positive whole number.")
-        if prompts.tokenizer.vocab_size > vlm.config.language.vocab_size:
-            raise ValueError(
-                f"The tokenizer has {prompts.tokenizer.vocab_size} tokens, the VLM rows for "
-                f"{vlm.config.language.vocab_size}; take the tokenizer that lies beside the weights."
-            )
         self.name = name
         self.answers: dict[str, Answer] = {}
         self.prompts = prompts
@@ -110,7 +105,8 @@ class TextPlanner:
 
         Raises:
           OSError: There are no weights.
-          ValueError: The weights are of another model, or a scene's prompt cannot be made.
+          ValueError: The weights are of another model, the tokenizer has more tokens than that has rows, or a
+            scene's prompt cannot be made.
         """
         planned = np.full((len(scenes), FUTURE_FRAMES, 3), np.nan, dtype=np.float32)
         for i, text in enumerate(self._texts(scenes)):
@@ -131,6 +127,12 @@ class TextPlanner:
 
     def _loaded(self) -> Params:
         if self._params is None:
+            tokens, rows = self.prompts.tokenizer.vocab_size, self._vlm.config.language.vocab_size
+            if tokens > rows:
+                raise ValueError(
+                    f"The tokenizer has {tokens} tokens, the VLM rows for {rows}; take the tokenizer that lies beside "
+                    "the weights."
+                )
             self._params = load_vlm(self._vlm, self._weights).params
         return self._params
 
