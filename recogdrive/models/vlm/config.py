@@ -151,27 +151,55 @@ def read_config(folder: Path) -> VlmConfig:
 
     Raises:
       OSError: There is no such file.
-      ValueError: It is not JSON, not of an InternVL model with Qwen2, or lacks an entry; names the file and the entry.
+      ValueError: It is not JSON, not of an InternVL model with Qwen2, lacks an entry, or asks for something that is not
+        supported; names the file and the entry.
     """
+    path, entries = _read_entries(folder)
+    kind = entries.get("model_type")
+    if kind not in ("internvl_chat", "internvl"):
+        raise ValueError(f"{path} describes a model of type {kind!r}; expected 'internvl_chat' or 'internvl'.")
+    try:
+        return _from_original(entries) if kind == "internvl_chat" else _from_transformers(entries)
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the entry {error}, which an InternVL model has.") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def is_tied(folder: Path) -> bool:
+    """Whether a checkpoint without a head of its own uses the embedding for it, by the flags in its `config.json`.
+
+    transformers' layout ties if no flag is there.
+    """
+    _, entries = _read_entries(folder)
+    parts = [entries, entries.get("llm_config"), entries.get("text_config")]
+    flags = [part["tie_word_embeddings"] for part in parts if isinstance(part, dict) and "tie_word_embeddings" in part]
+    return any(flags) if flags else entries.get("model_type") == "internvl"
+
+
+def _read_entries(folder: Path) -> tuple[Path, dict[str, Any]]:
     path = folder / "config.json"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        kind = entries["model_type"]
-        if kind == "internvl_chat":
-            return _from_original(entries)
-        if kind == "internvl":
-            return _from_transformers(entries)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
-    except KeyError as error:
-        raise ValueError(f"{path} lacks the entry {error}, which an InternVL model has.") from error
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    raise ValueError(f"{path} describes a model of type {kind!r}; expected 'internvl_chat' or 'internvl'.")
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} holds a {type(entries).__name__}, not the entries of a model.")
+    return path, entries
+
+
+def _require(entries: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuses entries with another value than the only one that is supported; absent ones have that value."""
+    for name, value in wanted.items():
+        found = entries.get(name)
+        if found is not None and found != value:
+            raise ValueError(f"{name}={found!r} is not supported; InternVL3 has {value!r}.")
 
 
 def _from_original(entries: Mapping[str, Any]) -> VlmConfig:
     vision, language = entries["vision_config"], entries["llm_config"]
+    _require(entries, {"select_layer": -1})
+    _require(vision, {"hidden_act": "gelu", "num_channels": 3})
     return VlmConfig(
         vision=VisionConfig(
             width=vision["hidden_size"],
@@ -195,6 +223,11 @@ def _from_original(entries: Mapping[str, Any]) -> VlmConfig:
 
 def _from_transformers(entries: Mapping[str, Any]) -> VlmConfig:
     vision, language = entries["vision_config"], entries["text_config"]
+    _require(
+        entries,
+        {"projector_hidden_act": "gelu", "vision_feature_layer": -1, "vision_feature_select_strategy": "default"},
+    )
+    _require(vision, {"hidden_act": "gelu", "num_channels": 3, "use_absolute_position_embeddings": True})
 
     def side(value: int | list[int]) -> int:
         sides = [value] if isinstance(value, int) else value
@@ -216,6 +249,9 @@ def _from_transformers(entries: Mapping[str, Any]) -> VlmConfig:
             norm_eps=vision.get("layer_norm_eps", 1e-6),
         ),
         language=_language(language),
+        # No entries of transformers, which keeps them: what `save_transformers` wrote of the original layout.
+        image_size=entries.get("force_image_size"),
+        template=entries.get("template", "internvl2_5"),
         downsample=entries.get("downsample_ratio", 0.5),
         pixel_shuffle="v2",
     )
@@ -224,7 +260,13 @@ def _from_transformers(entries: Mapping[str, Any]) -> VlmConfig:
 def _language(entries: Mapping[str, Any]) -> LanguageConfig:
     if entries["model_type"] != "qwen2":
         raise ValueError(f"the language model is of type {entries['model_type']!r}; only 'qwen2' is supported.")
+    _require(entries, {"hidden_act": "silu", "use_sliding_window": False})
     rope = entries.get("rope_parameters") or entries
+    scaling = entries.get("rope_scaling") or rope
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    # "dynamic" changes nothing up to `max_position_embeddings` tokens, and longer sequences are never made.
+    if kind not in ("default", "dynamic"):
+        raise ValueError(f"the rotary code is scaled by {kind!r}; only 'default' and 'dynamic' are supported.")
     return LanguageConfig(
         width=entries["hidden_size"],
         layers=entries["num_hidden_layers"],
