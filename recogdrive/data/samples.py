@@ -4,11 +4,12 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+import ml_dtypes
 import numpy as np
 
 from recogdrive.data.context import ContextSource
 from recogdrive.data.types import FUTURE_FRAMES, Context, Scene
-from recogdrive.data.vlm.vlm_inputs import PromptRow, VlmInputs
+from recogdrive.data.vlm.vlm_inputs import PromptRow
 
 Sample = dict[str, np.ndarray]
 Batch = dict[str, np.ndarray]
@@ -62,18 +63,14 @@ def planner_inputs(scene: Scene, context: ContextSource) -> Sample:
 
 
 def _context_entries(made: Context | PromptRow) -> Sample:
-    """Context tokens, or what they are made of later."""
+    """Context tokens, or what they are made of later.
+
+    Tokens in bfloat16 stay so: the planner widens them where it computes, which loses nothing and moves half.
+    """
     if isinstance(made, PromptRow):
         return made.entries()
-    return {"context": np.asarray(made.tokens, dtype=np.float32), "context_mask": np.asarray(made.mask, dtype=bool)}
-
-
-def context_shapes(context: ContextSource) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and type of what a context source adds to a sample, without batch axis."""
-    if isinstance(context, VlmInputs):
-        return context.shapes()
-    tokens = (context.num_tokens, context.width)
-    return {"context": (tokens, np.dtype(np.float32)), "context_mask": (tokens[:1], np.dtype(np.bool_))}
+    tokens = made.tokens if made.tokens.dtype == ml_dtypes.bfloat16 else np.asarray(made.tokens, dtype=np.float32)
+    return {"context": tokens, "context_mask": np.asarray(made.mask, dtype=bool)}
 
 
 def planner_sample(scene: Scene, context: ContextSource, index: int) -> Sample:
@@ -101,6 +98,18 @@ def _require_finite(scene: Scene, sample: Sample) -> Sample:
                 "repair or exclude this log (log_names, tokens)."
             )
     return sample
+
+
+class TrainingSamples(Protocol):
+    """Random-access samples of a split, in its order."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample."""
+        ...
 
 
 class PlannerSamples:
@@ -135,6 +144,18 @@ class PlannerSamples:
     def __getstate__(self) -> dict[str, object]:
         """Worker processes start with nothing kept: sending the samples would cost more than making them."""
         return self.__dict__ | {"_made": {}}
+
+
+def planner_samples(source: SceneSource, context: ContextSource, *, keep: bool = True) -> "TrainingSamples":
+    """Training samples of a split: read by the context source itself where it has them whole, else made of scenes.
+
+    Args:
+      source: The split's scenes.
+      context: Makes the context tokens; its method `samples`, where it has one, gives samples of a split.
+      keep: Whether samples that are made of scenes stay in memory.
+    """
+    whole = getattr(context, "samples", None)
+    return PlannerSamples(source, context, keep=keep) if whole is None else whole(source)
 
 
 def stack_samples(samples: list[Sample]) -> Batch:

@@ -212,7 +212,7 @@ class Context:
     """What a planner attends to: a set of vectors, whatever made them.
 
     Attributes:
-      tokens: (T, V) float32; T and V are constants of the context source.
+      tokens: (T, V) float32 or bfloat16; T and V are constants of the context source.
       mask: (T,) bool, True where a token is real and not padding.
     """
 

@@ -10,6 +10,7 @@ from recogdrive.data.splits import PlanningSplits
 from recogdrive.evaluation.planner_agent import TrainablePlanner
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
+from recogdrive.stages.context_identity import require_same_context
 from recogdrive.stages.open_loop import OpenLoop, headline
 from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
 
@@ -23,6 +24,8 @@ class Evaluate:
       splits: Scenes.
       context: Makes the context tokens.
       evaluation: Metrics, baselines, report.
+      allow_other_context: Whether weights that were trained on another context (other VLM weights, prompt, ...) are
+        evaluated all the same.
     """
 
     def __init__(
@@ -31,18 +34,22 @@ class Evaluate:
         splits: PlanningSplits,
         context: ContextSource,
         evaluation: OpenLoop,
+        *,
+        allow_other_context: bool = False,
     ) -> None:
         require_fit(context, planner)
         self._planner = planner
         self._splits = splits
         self._evaluation = evaluation
         self._context = context
+        self._allow_other_context = allow_other_context
 
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Evaluates the weights of `parent`, a run folder or an official `.ckpt`."""
         if parent is None:
             raise ValueError("Evaluation needs weights: set PARENT to a run folder or an official .ckpt file.")
         self._evaluation.require()
+        require_same_context(self._context, parent, allowed=self._allow_other_context, binding="Evaluate")
         params = load_planner_weights(self._planner, parent)
         splits = self._splits.open_evaluate()
         folder.update(data=self._splits.describe())

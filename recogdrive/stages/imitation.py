@@ -10,12 +10,13 @@ from absl import logging
 
 from recogdrive.data.batching import BatchStream
 from recogdrive.data.context import ContextSource
-from recogdrive.data.samples import PlannerSamples, context_shapes
+from recogdrive.data.samples import planner_samples
 from recogdrive.data.splits import PlanningSplits
 from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
 from recogdrive.evaluation.planner_agent import TrainablePlanner, frozen_weights
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
+from recogdrive.stages.context_identity import context_shapes, describe_context
 from recogdrive.stages.open_loop import OpenLoop, headline
 from recogdrive.stages.planner_weights import describe_parameters, export_weights, initial_weights, require_fit
 from recogdrive.training.loop import Trainer
@@ -39,7 +40,7 @@ class Imitation:
       seed: Of the order of samples; the trainer has its own for weights and noise.
       num_threads: Threads that make samples.
       num_workers: Processes that make samples; 0 makes them in this process.
-      keep_samples: Whether samples stay in memory once made.
+      keep_samples: Whether samples stay in memory once made; those of a hidden-state cache never do.
 
     Source: upstream `ReCogDriveAgent` with `TrajectoryTargetBuilder`, imitation scripts.
     """
@@ -76,11 +77,11 @@ class Imitation:
         initial = initial_weights(self._planner, parent, self._trainer.seed)
         train = self._splits.open_train()
         evaluated = self._splits.open_evaluate()
-        folder.update(data=self._splits.describe(), seed=self._seed)
+        folder.update(data=self._splits.describe(), seed=self._seed, context=describe_context(self._context))
         logging.info("Training on %d scenes of %s", len(train), train.name)
 
         stream = BatchStream(
-            PlannerSamples(train, self._context, keep=self._keep_samples),
+            planner_samples(train, self._context, keep=self._keep_samples),
             batch_size=self._batch_size,
             seed=self._seed,
             num_threads=self._num_threads,

@@ -21,6 +21,7 @@ from recogdrive.evaluation.planner_agent import PlannerAgent, TrainablePlanner, 
 from recogdrive.evaluation.submission import SUBMISSION_FILE, Team, require_seeds, write_submission
 from recogdrive.run_folder import RunFolder, write_text
 from recogdrive.stages.base import Description
+from recogdrive.stages.context_identity import require_same_context
 from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
 
 SUMMARY_FILE = "submission.json"
@@ -42,6 +43,7 @@ class WriteSubmission:
       seeds: Sets of plans, each with its own noise of the sampler: 1, or at least 3.
       seed: Of the noise of the first set; the others count on from it.
       batch_size: Scenes planned at once.
+      allow_other_context: Whether weights that were trained on another context are used all the same.
 
     Raises:
       ValueError: The number of seeds is not allowed.
@@ -57,6 +59,7 @@ class WriteSubmission:
         seeds: int = 1,
         seed: int = 0,
         batch_size: int = 64,
+        allow_other_context: bool = False,
     ) -> None:
         require_fit(context, planner)
         require_seeds(seeds)
@@ -68,12 +71,14 @@ class WriteSubmission:
         self._team = team
         self._seeds = range(seed, seed + seeds)
         self._batch_size = batch_size
+        self._allow_other_context = allow_other_context
 
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Writes the submission of the weights of `parent`, a run folder or an official `.ckpt`."""
         self._team.require_complete()
         if parent is None:
             raise ValueError("A submission needs weights: set PARENT to a run folder or an official .ckpt file.")
+        require_same_context(self._context, parent, allowed=self._allow_other_context, binding="WriteSubmission")
         params = load_planner_weights(self._planner, parent)
         agent = PlannerAgent(self._planner, params, self._context, batch_size=self._batch_size)
         agents = [agent.with_seed(seed) for seed in self._seeds]

@@ -1,1 +1,1 @@
-"""What the vision-language model reads: tokens, images, conversations, and the prompts made from driving scenes."""
+"""Images and conversations in, batches for a vision-language model out."""
