@@ -148,9 +148,13 @@ def _dashes(line: Float[np.ndarray, "L 2"]) -> Iterator[Float[np.ndarray, "4 3"]
     ends = np.minimum(starts + DASH_M, at[-1])
     begin = np.stack([np.interp(starts, at, line[:, k]) for k in (0, 1)], axis=-1)
     finish = np.stack([np.interp(ends, at, line[:, k]) for k in (0, 1)], axis=-1)
-    for first, last in zip(begin, finish, strict=True):
-        if max(first[0], last[0]) > 0.0 and min(first[0], last[0]) < SIGHT_M:
-            yield _ribbon(np.stack([first, last]))
+    along = finish - begin
+    along /= np.maximum(np.hypot(*along.T), 1e-9)[:, None]
+    aside = MARKING_M / 2 * np.stack([-along[:, 1], along[:, 0]], axis=-1)
+    corners = np.stack([begin + aside, finish + aside, finish - aside, begin - aside], axis=1)
+    nearest, farthest = corners[..., 0].min(axis=1), corners[..., 0].max(axis=1)
+    for dash in corners[(farthest > 0.0) & (nearest < SIGHT_M)]:
+        yield _flat(dash)
 
 
 def _zebra(polygon: Float[np.ndarray, "P 2"]) -> Iterator[Face]:
