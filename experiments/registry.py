@@ -63,6 +63,11 @@ EXPERIMENTS = [
         description="Small planner imitating the synthetic town's expert, seen on new scenes; minutes on a CPU.",
     ),
     Experiment(
+        name="quickstart_sft",
+        description="Small VLM that learns, from random weights, to answer about the synthetic town; minutes on a CPU.",
+        parent_macro="VLM_WEIGHTS",
+    ),
+    Experiment(
         name="mini_il",
         description="Small planner imitating one log of real driving, evaluated on it and on another log.",
     ),

@@ -145,6 +145,23 @@ class VlmSamples:
                 _attempt(picture.open, conversation.origin)
         return SampleSize(tokens=len(labels), tiles=sum(counts), supervised=num_supervised(labels))
 
+    def tiles_of(
+        self, conversation: Conversation, augment: np.random.Generator | None = None
+    ) -> list[UInt8[np.ndarray, "n S S 3"]]:
+        """Tiles of each image of a conversation.
+
+        Args:
+          conversation: Not necessarily of this source.
+          augment: Draws the augmentation; None leaves images as they are.
+
+        Raises:
+          ConversationError: An image is missing or damaged.
+        """
+        return [
+            self.tiling.tiles(_attempt(picture.open, conversation.origin), self._limit(conversation), augment)
+            for picture in conversation.pictures
+        ]
+
     def _limit(self, conversation: Conversation) -> int:
         whole = self.tiling.max_tiles if conversation.max_tiles is None else conversation.max_tiles
         return max(1, whole // max(1, len(conversation.pictures)))
@@ -158,10 +175,7 @@ class VlmSamples:
 
     def _tiles(self, conversation: Conversation, augment: np.random.Generator | None) -> np.ndarray:
         side = self.tiling.image_size
-        cut = [
-            self.tiling.tiles(_attempt(picture.open, conversation.origin), self._limit(conversation), augment)
-            for picture in conversation.pictures
-        ]
+        cut = self.tiles_of(conversation, augment)
         return np.concatenate(cut) if cut else np.zeros((0, side, side, 3), np.uint8)
 
 

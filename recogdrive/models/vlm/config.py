@@ -134,16 +134,16 @@ class VlmConfig:
 
 
 @gin.register
-def internvl3_2b(vocab_size: int = 151_674) -> VlmConfig:
+def internvl3_2b(vocab_size: int = 151_674, image_size: int = 448) -> VlmConfig:
     """InternVL3-2B: InternViT-300M and Qwen2.5-1.5B; 151,682 rows once ReCogDrive's eight tokens are added."""
-    return VlmConfig(language=LanguageConfig(vocab_size=vocab_size))
+    return VlmConfig(language=LanguageConfig(vocab_size=vocab_size), image_size=image_size)
 
 
 @gin.register
-def internvl3_8b(vocab_size: int = 151_674) -> VlmConfig:
+def internvl3_8b(vocab_size: int = 151_674, image_size: int = 448) -> VlmConfig:
     """InternVL3-8B: InternViT-300M and Qwen2.5-7B."""
     language = LanguageConfig(width=3584, layers=28, heads=28, kv_heads=4, mlp_width=18_944, vocab_size=vocab_size)
-    return VlmConfig(language=language)
+    return VlmConfig(language=language, image_size=image_size)
 
 
 def read_config(folder: Path) -> VlmConfig:

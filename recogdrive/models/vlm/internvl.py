@@ -12,16 +12,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from recogdrive.models.bridge import Params
 from recogdrive.models.planner.planner import ParameterRow
-from recogdrive.models.vlm import generation, layers, loss, vision
+from recogdrive.models.vlm import generation, initialization, layers, loss, vision
 from recogdrive.models.vlm.config import VlmConfig
 from recogdrive.models.vlm.layers import Parts, part
-from recogdrive.models.vlm.lora import Lora, draw_adapter, dropout_key, is_adapter
+from recogdrive.models.vlm.lora import Lora, dropout_key
 
 Batch = Mapping[str, Any]
-
-_INIT_STD = 0.02
-"""Of linear layers, convolution and embedding. Source: transformers' `PreTrainedModel._init_weights`."""
-_INIT_LAYER_SCALE = 0.1
 
 
 @gin.register
@@ -95,21 +91,8 @@ class InternVL:
         return [ParameterRow(name, s, "float32", int(np.prod(s))) for name, s in self.parts.shapes.items()]
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Draws initial weights in float32 as transformers does: N(0, 0.02), norms 1 and 0, layer scale 0.1."""
-
-        def draw(index: int, name: str, shape: tuple[int, ...]) -> Array:
-            last = name.rpartition(".")[2]
-            if is_adapter(name):
-                return draw_adapter(name, shape, jax.random.fold_in(key, index))
-            if last == "bias" or last in ("cls_token", "position_embeddings"):
-                return jnp.zeros(shape)
-            if last in ("lambda_1", "lambda_2"):
-                return jnp.full(shape, _INIT_LAYER_SCALE)
-            if "norm" in name.split(".")[-2]:
-                return jnp.ones(shape)
-            return _INIT_STD * jax.random.normal(jax.random.fold_in(key, index), shape)
-
-        return {name: draw(index, name, shape) for index, (name, shape) in enumerate(self.parts.shapes.items())}
+        """Draws initial weights in float32; see `initialization.draw`."""
+        return initialization.draw(self.parts.shapes, key)
 
     def image_features(self, params: Params, tiles: Array, key: Key[Array, ""] | None = None) -> Float[Array, "n P D"]:
         """The vectors of tiles, P = `config.tokens_per_tile` each, in compute dtype.
@@ -168,6 +151,13 @@ class InternVL:
         Returns:
           The loss, and `accuracy` (share of supervised tokens that are the likeliest), `supervised_tokens`.
         """
+        rows = self.loss_rows(params, batch, key)
+        supervised = rows.supervised.sum()
+        metrics = {"accuracy": rows.right.sum() / jnp.maximum(supervised, 1), "supervised_tokens": supervised}
+        return loss.reduce_loss(rows.loss, rows.weight, self.rows_per_group), metrics
+
+    def loss_rows(self, params: Params, batch: Batch, key: Key[Array, ""] | None = None) -> loss.RowSums:
+        """What `loss` is made of: sums over the supervised tokens of each row; arguments as there."""
         if "labels" not in batch:
             raise ValueError(f"the batch has no 'labels', which the loss needs; it has {', '.join(sorted(batch))}.")
         hidden = self.hidden_states(params, batch, key)
@@ -175,9 +165,8 @@ class InternVL:
             *(jnp.asarray(batch[name]) for name in ("labels", "segment_ids")), batch.get("loss_weight")
         )
         sums, right = loss.cross_entropy(hidden, params[layers.HEAD], targets, self.loss_chunk)
-        supervised = targets.supervised.sum().astype(jnp.float32)
-        metrics = {"accuracy": right.sum() / jnp.maximum(supervised, 1), "supervised_tokens": supervised}
-        return loss.reduce_loss(sums, targets.weights.sum(axis=1), self.rows_per_group), metrics
+        supervised = targets.supervised.sum(axis=1).astype(jnp.float32)
+        return loss.RowSums(sums, targets.weights.sum(axis=1), right.astype(jnp.float32), supervised)
 
     def generate(
         self, params: Params, batch: Batch, max_new_tokens: int, stop_ids: Sequence[int]

@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import gin
 import jax
 import jax.numpy as jnp
 import torch
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 from torch import nn
 
 from recogdrive.models import bridge
@@ -21,7 +20,8 @@ LANGUAGE_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pro
 VISION_LINEARS = ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2")
 """Names of the linear layers that carry an adapter, in a decoder layer and in a vision layer."""
 
-_A, _B = ".lora_a", ".lora_b"
+LORA_A, LORA_B = ".lora_a", ".lora_b"
+"""Ends of the names of an adapter's parameters."""
 
 _dropout_key: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar("dropout_key", default=None)
 
@@ -117,20 +117,9 @@ def dropout_key(key: Key[Array, ""] | None) -> Iterator[None]:
         _dropout_key.reset(token)
 
 
-def draw_adapter(name: str, shape: tuple[int, ...], key: Key[Array, ""]) -> Float[Array, "..."]:
-    """Initial adapter weights: A uniform within 1 / sqrt(in), B zero, so that at first an adapter adds nothing.
-
-    Source: peft's default, torch's `kaiming_uniform_(a=sqrt(5))`.
-    """
-    if name.endswith(_B):
-        return jnp.zeros(shape)
-    bound = 1 / math.sqrt(shape[-1])
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-
-
 def is_adapter(name: str) -> bool:
     """Whether a parameter is part of an adapter."""
-    return name.endswith((_A, _B))
+    return name.endswith((LORA_A, LORA_B))
 
 
 def merge_lora(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
@@ -147,11 +136,11 @@ def merge_lora(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
       ValueError: An adapter lacks its other half or its weight.
     """
     merged = {name: value for name, value in params.items() if not is_adapter(name)}
-    for linear in sorted({name.removesuffix(_A).removesuffix(_B) for name in params if is_adapter(name)}):
-        missing = [end for end in (".weight", _A, _B) if linear + end not in params]
+    for linear in sorted({name.removesuffix(LORA_A).removesuffix(LORA_B) for name in params if is_adapter(name)}):
+        missing = [end for end in (".weight", LORA_A, LORA_B) if linear + end not in params]
         if missing:
             raise ValueError(f"the adapter of {linear} cannot be merged without {', '.join(missing)}.")
-        weight, a, b = (params[linear + end] for end in (".weight", _A, _B))
+        weight, a, b = (params[linear + end] for end in (".weight", LORA_A, LORA_B))
         with jax.default_matmul_precision("highest"):
             change = lora.scale * jnp.matmul(jnp.asarray(b, jnp.float32), jnp.asarray(a, jnp.float32))
         merged[f"{linear}.weight"] = (jnp.asarray(weight, jnp.float32) + change).astype(weight.dtype)

@@ -25,6 +25,22 @@ class Targets(NamedTuple):
     supervised: Array
 
 
+class RowSums(NamedTuple):
+    """Sums over the supervised tokens of each row.
+
+    Attributes:
+      loss: (B,) weight times cross entropy.
+      weight: (B,) weights.
+      right: (B,) float32 number of tokens that are the likeliest.
+      supervised: (B,) float32 number of tokens.
+    """
+
+    loss: Float[Array, "B"]
+    weight: Float[Array, "B"]
+    right: Float[Array, "B"]
+    supervised: Float[Array, "B"]
+
+
 def next_token_targets(
     labels: Int[Array, "B T"], segment_ids: Int[Array, "B T"], loss_weight: Float[Array, "B T"] | None = None
 ) -> Targets:

@@ -1,0 +1,300 @@
+"""Stage 1: the VLM is fine-tuned on driving conversations."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from recogdrive.data.vlm.fine_tuning_data import FineTuningData
+from recogdrive.data.vlm.samples import VlmSamples
+from recogdrive.data.vlm.stream import VlmBatchStream, batches_once
+from recogdrive.data.vlm.survey import Survey
+from recogdrive.data.vlm.tokenizer import VlmTokenizer
+from recogdrive.data.vlm.weights_folder import EXPORT_FOLDER, ORIGINAL, TRANSFORMERS, find_weights_folder
+from recogdrive.evaluation.held_out import HeldOutLoss, SampleAnswers
+from recogdrive.experiment import ConfigurationError
+from recogdrive.models.bridge import Params
+from recogdrive.models.vlm.internvl import InternVL
+from recogdrive.models.vlm.lora import merge_lora
+from recogdrive.models.vlm.trainable import TrainableSet
+from recogdrive.models.vlm.weights import LoadedVlm, load_weights, save_original, save_transformers
+from recogdrive.run_folder import RunFolder
+from recogdrive.stages.base import Description, Parameter
+from recogdrive.training.fine_tuning import FineTuning
+from recogdrive.training.loop import Trainer
+from recogdrive.training.memory import training_memory
+from recogdrive.training.sharding import DataParallel
+
+_SAVERS = {ORIGINAL: save_original, TRANSFORMERS: save_transformers}
+
+
+@gin.register
+class VlmSft:
+    """Fine-tunes a VLM and exports its weights in the layouts of the original code and of transformers.
+
+    Args:
+      vlm: The model; its sizes must be those of the weights.
+      data: Conversations, tokenizer, tiles, rows.
+      trainer: The training loop.
+      batch_size: Rows of an update: rows of a device's micro-batch x devices x accumulation steps.
+      epochs: Length of the run, maybe fractional; None leaves it to the trainer's steps.
+      trainable: Which parts train; all unless given.
+      from_scratch: Whether random weights are meant where no weights are named.
+      seed: Of order and augmentation; the trainer has its own for noise and random weights.
+      held_out_batches: Batches of held-out conversations whose loss is watched, evenly spaced over all there are; None
+        takes all.
+      answers: Held-out conversations that the model answers at each evaluation.
+      max_new_tokens: Length after which an answer is cut.
+      export: Layouts to write, of "original" and "transformers".
+      export_dtype: Of the written weights, "bfloat16" or "float32".
+
+    Raises:
+      ValueError: A number out of range, an unknown layout, tiles of another side than the model's.
+
+    Source: upstream `internvl_chat_finetune.py`.
+    """
+
+    def __init__(
+        self,
+        vlm: InternVL,
+        data: FineTuningData,
+        trainer: Trainer,
+        *,
+        batch_size: int = 128,
+        epochs: float | None = None,
+        trainable: TrainableSet | None = None,
+        from_scratch: bool = False,
+        seed: int = 42,
+        held_out_batches: int | None = 32,
+        answers: int = 4,
+        max_new_tokens: int = 256,
+        export: Sequence[str] = (ORIGINAL, TRANSFORMERS),
+        export_dtype: str = "bfloat16",
+    ) -> None:
+        if unknown := [layout for layout in export if layout not in _SAVERS]:
+            raise ValueError(f"VlmSft.export={list(export)} names {unknown[0]!r}; layouts are {', '.join(_SAVERS)}.")
+        if data.tiling.image_size != vlm.config.tile_size:
+            raise ValueError(
+                f"Tiling.image_size={data.tiling.image_size}, but the model's tiles have {vlm.config.tile_size} pixels "
+                "a side; set both by IMAGE_SIZE."
+            )
+        if epochs is not None and not epochs > 0:
+            raise ValueError(f"VlmSft.epochs={epochs} must be positive, or None to train for the trainer's steps.")
+        if answers < 0 or max_new_tokens < 1:
+            raise ValueError(
+                f"VlmSft.answers={answers} must not be negative, max_new_tokens={max_new_tokens} positive."
+            )
+        self._vlm = vlm
+        self._data = data
+        self._trainer = trainer
+        self._batch_size = batch_size
+        self._epochs = epochs
+        self._objective = FineTuning(vlm, trainable)
+        self._from_scratch = from_scratch
+        self._seed = seed
+        self._held_out_batches = held_out_batches
+        self._answers = answers
+        self._max_new_tokens = max_new_tokens
+        self._export = tuple(export)
+        self._export_dtype = export_dtype
+
+    def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
+        """Trains from the weights in `parent`, a checkpoint folder or a run with an export, and exports the result."""
+        if parent is None and not self._from_scratch:
+            raise ValueError(
+                "Fine-tuning needs weights: set VLM_WEIGHTS to a folder of InternVL3 weights, or VlmSft.from_scratch."
+            )
+        self._check_rows_per_group()
+        tokenizer = self._data.tokenizer.open(parent)
+        self._check_tokenizer(tokenizer)
+        tokens_per_tile = self._vlm.config.tokens_per_tile
+        samples, survey = self._data.samples(
+            self._data.train, tokenizer, tokens_per_tile, self._seed, folder.path / "data" / "train"
+        )
+        stream = self._data.stream(
+            samples,
+            survey,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        trainer = self._sized_trainer(stream)
+        initial, frozen, origin = self._initial(parent, trainer.seed, tokenizer)
+        folder.update(data=self._describe_data(survey), seed=self._seed, weights=origin, steps=trainer.steps)
+        evaluate = self._evaluation(tokenizer, frozen, folder.path, trainer)
+        state = trainer.fit(
+            self._objective, stream, folder.path, evaluate, initial, frozen, identity={"frozen_weights": origin}
+        )
+        stream.close()
+        self._write_export(folder.path, {**frozen, **state.weights}, tokenizer)
+        return {} if evaluate is None else {k: v for k, v in evaluate(state.weights, 0).items() if isinstance(v, float)}
+
+    def describe(self) -> Description:
+        """Weights, data, and the memory of one training step, as the compiler for this device reports it."""
+        parameters = [Parameter(*row) for row in self._vlm.parameter_table()]
+        return Description(
+            data={"train": _size_of(self._data.train), "held out": _size_of(self._data.held_out)},
+            parameters=parameters,
+            memory_bytes=training_memory(
+                self._trainer, self._objective, self._batch_shapes(), self._objective.frozen_shapes()
+            ),
+            notes=[f"{self._batch_size} rows an update in {self._trainer.accumulation_steps} micro-batches"],
+        )
+
+    def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows, side = self._batch_size, self._vlm.config.tile_size
+        tokens, tiles = self._data.layout.shape(self._data.max_seq_length, self._data.tiling.max_tiles + 1)
+        shapes = dict.fromkeys(("input_ids", "segment_ids", "position_ids", "labels"), ((rows, tokens), jnp.int32))
+        shapes |= {"loss_weight": ((rows, tokens), jnp.float32), "num_tiles": ((rows,), jnp.int32)}
+        shapes |= {"tiles": ((rows, tiles, side, side, 3), jnp.uint8)}
+        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+    def _check_rows_per_group(self) -> None:
+        micro_batch = self._batch_size // self._trainer.accumulation_steps
+        group = self._vlm.rows_per_group
+        if group is not None and micro_batch % group:
+            raise ConfigurationError(
+                f"A micro-batch has {micro_batch} rows (batch_size={self._batch_size} in "
+                f"{self._trainer.accumulation_steps} steps), which InternVL.rows_per_group={group} does not divide."
+            )
+
+    def _check_tokenizer(self, tokenizer: VlmTokenizer) -> None:
+        vocab, context = self._vlm.config.language.vocab_size, self._vlm.img_context_id
+        if tokenizer.vocab_size > vocab or tokenizer.img_context_id != context:
+            raise ConfigurationError(
+                f"The tokenizer has {tokenizer.vocab_size} tokens, {tokenizer.img_context_id} for image vectors; the "
+                f"model expects at most {vocab} and {context}. Set VOCAB_SIZE and IMG_CONTEXT_ID to the tokenizer's."
+            )
+
+    def _sized_trainer(self, stream: VlmBatchStream) -> Trainer:
+        """The trainer with the length of the run in updates."""
+        if self._epochs is None:
+            return self._trainer
+        trainer = copy.copy(self._trainer)
+        trainer.steps = updates_of(self._epochs, stream.samples_per_epoch, self._batch_size)
+        logging.info("%g epochs are %d updates of %d rows", self._epochs, trainer.steps, self._batch_size)
+        return trainer
+
+    def _initial(self, parent: Path | None, seed: int, tokenizer: VlmTokenizer) -> tuple[Params | None, Params, str]:
+        """Parameters that train (None where they are drawn), those that do not, and where they come from."""
+        if parent is None:
+            key, _ = jax.random.split(jax.random.key(seed))  # As the trainer does.
+            return None, jax.jit(self._objective.init_frozen)(key), f"random, seed {seed}"
+        loaded = load_weights(find_weights_folder(parent), vocab_size=self._vlm.config.language.vocab_size, seed=seed)
+        require_sizes(loaded, self._vlm, parent)
+        params: dict[str, Any] = dict(loaded.params)
+        if self._vlm.lora is not None:
+            drawn = jax.eval_shape(self._vlm.init, jax.random.key(0))
+            adapters = {name for name in drawn if name not in params}
+            key = jax.random.key(seed)
+            params |= jax.jit(lambda k: {n: v for n, v in self._vlm.init(k).items() if n in adapters})(key)
+        return *self._objective.split(params), loaded.fingerprint
+
+    def _evaluation(
+        self, tokenizer: VlmTokenizer, frozen: Params, path: Path, trainer: Trainer
+    ) -> Callable[[Params, int], Mapping[str, Any]] | None:
+        if self._data.held_out is None:
+            return None
+        samples, survey = self._data.samples(
+            self._data.held_out, tokenizer, self._vlm.config.tokens_per_tile, self._seed, path / "data" / "held_out"
+        )
+        sharding = trainer.sharding or DataParallel()
+        rows = self._batch_size // trainer.accumulation_steps
+        batches = self._chosen_batches(samples, survey, rows)
+        held_out = HeldOutLoss(self._vlm, batches, sharding, rows)
+        chosen = _evenly(survey.usable, self._answers)
+        answers = SampleAnswers(self._vlm, samples, chosen, self._max_new_tokens) if len(chosen) else None
+        placed = sharding.put_state(frozen)
+
+        def evaluate(params: Params, step: int) -> Mapping[str, Any]:
+            del step
+            weights = {**placed, **params}
+            found: dict[str, Any] = dict(held_out(weights))
+            return found if answers is None else found | {"answers": answers(weights)}
+
+        return evaluate
+
+    def _chosen_batches(self, samples: VlmSamples, survey: Survey, rows: int) -> list[dict[str, np.ndarray]]:
+        batches = list(
+            batches_once(
+                samples,
+                survey,
+                self._data.held_out_layout(),
+                batch_size=rows,
+                loss_reduction=self._data.loss_reduction,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+        )
+        if self._held_out_batches is None:
+            return batches
+        return [batches[int(i)] for i in _evenly(np.arange(len(batches)), self._held_out_batches)]
+
+    def _describe_data(self, survey: Survey) -> dict[str, str]:
+        return {"train": f"{self._data.train.name}: {survey.summary()}", "held out": _size_of(self._data.held_out)}
+
+    def _write_export(self, path: Path, params: Params, tokenizer: VlmTokenizer) -> None:
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            params = multihost_utils.process_allgather(params, tiled=True)
+        if jax.process_index() != 0:
+            return
+        weights = merge_lora(params, self._vlm.lora) if self._vlm.lora is not None else params
+        weights = {name: np.asarray(value) for name, value in weights.items()}
+        for layout in self._export:
+            target = path / EXPORT_FOLDER / layout
+            _SAVERS[layout](target, self._vlm.config, weights, tokenizer, dtype=self._export_dtype)
+            logging.info("weights in the %s layout: %s", layout, target)
+
+
+def updates_of(epochs: float, rows_per_epoch: int, batch_size: int) -> int:
+    """Updates of a run: ceil(epochs x max(1, whole batches of an epoch)). Source: spec/vlm_sft.md A6."""
+    return math.ceil(epochs * max(1, rows_per_epoch // batch_size))
+
+
+def require_sizes(loaded: LoadedVlm, vlm: InternVL, folder: Path) -> None:
+    """Checks that weights are of the configured model.
+
+    Raises:
+      ConfigurationError: They are not; names every size that differs.
+    """
+    found, wanted = _flat(loaded.config), _flat(vlm.config)
+    passed_over = {"image_size", "template"}  # The tiles' side is the user's choice; the template is always the same.
+    wrong = [
+        f"{name} is {found[name]!r}, configured {wanted[name]!r}"
+        for name in wanted
+        if name not in passed_over and found[name] != wanted[name]
+    ]
+    if wrong:
+        raise ConfigurationError(f"The weights in {folder} are of another model: {'; '.join(wrong)}.")
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if hasattr(value, "__dataclass_fields__"):
+            values |= _flat(value, f"{prefix}{name}.")
+        else:
+            values[f"{prefix}{name}"] = value
+    return values
+
+
+def _size_of(source: Any) -> str:
+    if source is None:
+        return "none"
+    return f"{len(source):,} conversations of {source.name}"
+
+
+def _evenly(values: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the values, evenly spaced."""
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int))
+    return values[chosen] if count else values[:0]
