@@ -7,12 +7,16 @@ from typing import Any, Protocol
 import gin
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, BFloat16, Float, Key
 
+from recogdrive.data.vlm.tokenizer import VlmTokenizer
+from recogdrive.data.vlm.weights_folder import ORIGINAL, TRANSFORMERS, find_weights_folder
 from recogdrive.models.bridge import Params
 from recogdrive.models.planner.planner import ParameterRow
 from recogdrive.models.vlm.internvl import InternVL
 from recogdrive.models.vlm.loading import VlmWeights, load_vlm
+from recogdrive.models.vlm.weights import save_original, save_transformers
 
 Batch = Mapping[str, Any]
 
@@ -68,7 +72,7 @@ class OnlinePlanner:
     Args:
       encoder: Runs the VLM as the hidden-state cache does.
       planner: What reads the hidden states.
-      vlm_weights: Folder of the VLM's weights, in either layout.
+      vlm_weights: Folder of the VLM's weights in either layout, or a run that exported them.
       train_vlm: Whether the VLM learns with the planner. Its weights then are part of the run's checkpoints, and
         gradients go through all of it, so that a step needs the memory of fine-tuning.
 
@@ -159,6 +163,18 @@ class OnlinePlanner:
         own, batch = self._with_context(params, batch, None)
         return self.planner.plan(own, batch, keys)
 
+    def export_vlm(self, folder: Path, params: Params) -> None:
+        """Writes a trained VLM with its tokenizer, in the original layout and in transformers', below a folder.
+
+        Without effect where the VLM is frozen.
+        """
+        if not self.train_vlm:
+            return
+        vlm = {name: np.asarray(value) for name, value in self.split(params)[1].items()}
+        tokenizer = VlmTokenizer.from_folder(find_weights_folder(self._vlm_weights))
+        for layout, save in ((ORIGINAL, save_original), (TRANSFORMERS, save_transformers)):
+            save(folder / layout, self.encoder.vlm.config, vlm, tokenizer, overwrite=True)
+
     def split(self, params: Params) -> tuple[Params, Params]:
         """Weights of the planner and of the VLM, each under its own names."""
         own = {name: value for name, value in params.items() if not name.startswith(VLM_PREFIX)}
@@ -170,8 +186,6 @@ class OnlinePlanner:
         own, vlm = self.split(params)
         if key is None:
             hidden = self.encoder.encode(vlm, batch)
-            # What follows must not be merged with what made the hidden states: a plan from cached ones is the same.
-            hidden = jax.lax.optimization_barrier(hidden)
         else:
             hidden = self.encoder.vlm.hidden_states(vlm, batch, key).astype(jnp.bfloat16)
         return own, {**batch, "context": hidden, "context_mask": jnp.asarray(batch["segment_ids"]) > 0}

@@ -53,7 +53,7 @@ def initial_weights(planner: TrainablePlanner, parent: Path | None, seed: int) -
 
 
 def export_weights(planner: TrainablePlanner, weights: Params, folder: Path) -> None:
-    """Writes what the official code reads: the planner as `<name>.ckpt`, and a VLM that was trained with it as `vlm/`.
+    """Writes what the official code reads: the planner as `<name>.ckpt`, and beside it a VLM that was trained with it.
 
     Args:
       planner: What was trained.
@@ -66,7 +66,7 @@ def export_weights(planner: TrainablePlanner, weights: Params, folder: Path) -> 
     save_official(folder / f"{planner.name}{OFFICIAL_SUFFIX}", {n: w for n, w in weights.items() if n in own}, alone)
     export = getattr(planner, "export_vlm", None)
     if export is not None:
-        export(folder / "vlm", weights)
+        export(folder, weights)
 
 
 def require_fit(context: ContextSource, planner: TrainablePlanner) -> None:

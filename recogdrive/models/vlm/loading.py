@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 
+from recogdrive.data.vlm.weights_folder import find_weights_folder
 from recogdrive.models.bridge import Params, check_names_and_shapes
 from recogdrive.models.vlm.internvl import InternVL
 from recogdrive.models.vlm.weights import load_weights
@@ -26,14 +27,14 @@ def load_vlm(vlm: InternVL, folder: str | Path) -> VlmWeights:
     """Reads a VLM's weights.
 
     Args:
-      vlm: The configured model.
-      folder: Checkpoint in either layout.
+      vlm: The configured model; where it has more tokens than the checkpoint, rows are added.
+      folder: Checkpoint in either layout, or a run that exported one.
 
     Raises:
       OSError: There is no such folder.
       ValueError: It holds another model than the configured one; every misfit is named.
     """
-    loaded = load_weights(Path(folder))
+    loaded = load_weights(find_weights_folder(Path(folder)), vocab_size=vlm.config.language.vocab_size)
     table = {row.name: tuple(row.shape) for row in vlm.parameter_table()}
     try:
         check_names_and_shapes({name: tuple(p.shape) for name, p in loaded.params.items()}, table, "weight")
