@@ -1,6 +1,6 @@
 """The VLM alone as a planner: it writes its trajectory as text, which is read back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -61,7 +61,8 @@ class TextPlanner:
 
     Args:
       vlm: The model.
-      weights: Folder of its weights, in either layout; read when the first scene is planned.
+      weights: Folder of its weights in either layout, or a run that exported some; read when the first scene is
+        planned.
       prompts: Makes rows of prompt and tiles, and knows tokenizer and wording.
       max_new_tokens: Longest answer; a longer one is cut off, and then most likely states no trajectory.
       batch_size: Scenes asked about at once; other numbers are filled up to it.
@@ -80,7 +81,7 @@ class TextPlanner:
     def __init__(
         self,
         vlm: InternVL,
-        weights: str | Path,
+        weights: str | Path | None,
         prompts: Prompts,
         *,
         max_new_tokens: int = 256,
@@ -94,7 +95,7 @@ class TextPlanner:
         self.answers: dict[str, Answer] = {}
         self.prompts = prompts
         self._vlm = vlm
-        self._weights = Path(weights)
+        self._weights = weights
         self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
         self._params: Params | None = None
@@ -109,21 +110,20 @@ class TextPlanner:
             scene's prompt cannot be made.
         """
         planned = np.full((len(scenes), FUTURE_FRAMES, 3), np.nan, dtype=np.float32)
-        for i, text in enumerate(self._texts(scenes)):
-            answer = read_answer(text, self.prompts.prompt)
+        for i, answer in enumerate(self.ask(self.prompts.inputs(scene) for scene in scenes)):
             self.answers[scenes[i].token] = answer
             if answer.poses is not None:
                 planned[i] = answer.poses
         return planned
 
-    def _texts(self, scenes: Sequence[Scene]) -> Iterator[str]:
-        """The answer to every scene."""
+    def ask(self, rows: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Answer]:
+        """The answer to every row of `ScenePrompts`; raises as `plan` does."""
         params = self._loaded()
         decode = self.prompts.tokenizer.decode
-        for batch, rows in filled_batches((self.prompts.inputs(scene) for scene in scenes), self._batch_size):
+        for batch, count in filled_batches((dict(row) for row in rows), self._batch_size):
             tokens, lengths = (np.asarray(part) for part in self._generate(params, batch))
-            for ids, length in zip(tokens[:rows], lengths[:rows], strict=True):
-                yield decode(ids[:length].tolist())
+            for ids, length in zip(tokens[:count], lengths[:count], strict=True):
+                yield read_answer(decode(ids[:length].tolist()), self.prompts.prompt)
 
     def _loaded(self) -> Params:
         if self._params is None:

@@ -72,7 +72,8 @@ class OnlinePlanner:
     Args:
       encoder: Runs the VLM as the hidden-state cache does.
       planner: What reads the hidden states.
-      vlm_weights: Folder of the VLM's weights in either layout, or a run that exported them.
+      vlm_weights: Folder of the VLM's weights in either layout, or a run that exported them; None describes a planner
+        that cannot run.
       train_vlm: Whether the VLM learns with the planner. Its weights then are part of the run's checkpoints, and
         gradients go through all of it, so that a step needs the memory of fine-tuning.
 
@@ -92,7 +93,7 @@ class OnlinePlanner:
         self,
         encoder: Encoder,
         planner: ContextPlanner,
-        vlm_weights: str | Path,
+        vlm_weights: str | Path | None,
         *,
         train_vlm: bool = False,
     ) -> None:
@@ -106,7 +107,7 @@ class OnlinePlanner:
         self.planner = planner
         self.train_vlm = train_vlm
         self.encoder = encoder
-        self._vlm_weights = Path(vlm_weights)
+        self._vlm_weights = vlm_weights
         self._frozen: VlmWeights | None = None
 
     def parameter_table(self) -> list[ParameterRow]:

@@ -1,9 +1,10 @@
 """Weights of a folder for a configured VLM, on the device."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from recogdrive.data.vlm.weights_folder import find_weights_folder
 from recogdrive.models.bridge import Params, check_names_and_shapes
@@ -15,7 +16,7 @@ class VlmWeights(NamedTuple):
     """Weights on the device.
 
     Attributes:
-      params: As `InternVL` takes them, float32.
+      params: As `InternVL` takes them.
       fingerprint: Of their content.
     """
 
@@ -23,18 +24,22 @@ class VlmWeights(NamedTuple):
     fingerprint: str
 
 
-def load_vlm(vlm: InternVL, folder: str | Path) -> VlmWeights:
+def load_vlm(vlm: InternVL, folder: str | Path | None, dtype: Any = np.float32) -> VlmWeights:
     """Reads a VLM's weights.
 
     Args:
       vlm: The configured model; where it has more tokens than the checkpoint, rows are added.
       folder: Checkpoint in either layout, or a run that exported one.
+      dtype: Of the weights, float32 or bfloat16.
 
     Raises:
-      OSError: There is no such folder.
-      ValueError: It holds another model than the configured one; every misfit is named.
+      OSError: A file is missing.
+      ValueError: No folder is named, or nothing is there, or another model than the configured one; every misfit is
+        named.
     """
-    loaded = load_weights(find_weights_folder(Path(folder)), vocab_size=vlm.config.language.vocab_size)
+    if folder is None:
+        raise ValueError("No weights of a VLM are named: set VLM_WEIGHTS to their folder, or to a run that wrote some.")
+    loaded = load_weights(find_weights_folder(Path(folder)), dtype=dtype, vocab_size=vlm.config.language.vocab_size)
     table = {row.name: tuple(row.shape) for row in vlm.parameter_table()}
     try:
         check_names_and_shapes({name: tuple(p.shape) for name, p in loaded.params.items()}, table, "weight")
