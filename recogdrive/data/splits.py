@@ -52,12 +52,21 @@ class PlanningSplits:
         """
         return {name: _require_scenes(name, opener()) for name, opener in self._evaluate.items()}
 
+    def open_all(self) -> dict[str, SceneSource]:
+        """Every split under the name `describe` gives it, the training scenes first.
+
+        Raises:
+          ValueError: A split is empty.
+        """
+        return {name: _require_scenes(name, opener()) for name, opener in self._openers().items()}
+
     def describe(self) -> dict[str, str]:
         """Split -> what was found there, or why nothing was; raises nothing that opening a split raises."""
-        openers = ({} if self._train is None else {"train": self._train}) | {
-            f"evaluate {name}": opener for name, opener in self._evaluate.items()
-        }
-        return {name: _found(opener) for name, opener in openers.items()}
+        return {name: _found(opener) for name, opener in self._openers().items()}
+
+    def _openers(self) -> dict[str, OpenSource]:
+        train = {} if self._train is None else {"train": self._train}
+        return train | {f"evaluate {name}": opener for name, opener in self._evaluate.items()}
 
 
 def _once(opener: OpenSource) -> OpenSource:

@@ -1,10 +1,11 @@
 """A scene as one row of a VLM batch: the prompt, left padded to a constant length, and the tiles of its picture."""
 
+import copy
 import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gin
 import numpy as np
@@ -16,6 +17,7 @@ from recogdrive.data.vlm.driving_prompt import DrivingPrompt
 from recogdrive.data.vlm.pictures import Picture
 from recogdrive.data.vlm.tiling import Tiling
 from recogdrive.data.vlm.tokenizer import VlmTokenizer
+from recogdrive.data.vlm.weights_folder import find_weights_folder
 
 Row = dict[str, np.ndarray]
 
@@ -31,7 +33,8 @@ class ScenePrompts:
       prompt: Writes system and human turn.
       camera: Says what the front camera sees.
       tiling: Cuts the picture into tiles.
-      tokenizer: Makes token ids, or the folder of one, which is then read when it is first needed.
+      tokenizer: Makes token ids, or its folder (of a tokenizer, of weights, or of a run that exported some), which is
+        read when it is first needed; None takes that of the weights (`with_tokenizer_of`).
       tokens_per_tile: Vectors that a tile becomes, `VlmConfig.tokens_per_tile`.
       num_tokens: T; prompts are padded on the left to it.
       tiles_per_scene: N; slots for tiles. 9 are what a picture of 1920 x 1080 gives.
@@ -47,7 +50,7 @@ class ScenePrompts:
         prompt: DrivingPrompt,
         camera: FrontCamera,
         tiling: Tiling,
-        tokenizer: VlmTokenizer | str | Path,
+        tokenizer: VlmTokenizer | str | Path | None,
         *,
         tokens_per_tile: int = 256,
         num_tokens: int = 2800,
@@ -63,10 +66,18 @@ class ScenePrompts:
 
     @functools.cached_property
     def tokenizer(self) -> VlmTokenizer:
-        """Makes token ids; raises OSError or ValueError if its folder holds none."""
-        if isinstance(self._tokenizer, VlmTokenizer):
-            return self._tokenizer
-        return VlmTokenizer.from_folder(Path(self._tokenizer))
+        """Makes token ids; raises OSError or ValueError if there is none, or none that can be read."""
+        if self._tokenizer is None:
+            raise ValueError("ScenePrompts.tokenizer is not set: name the folder of the VLM's tokenizer or weights.")
+        return self._tokenizer if isinstance(self._tokenizer, VlmTokenizer) else _read_tokenizer(Path(self._tokenizer))
+
+    def with_tokenizer_of(self, weights: Path) -> Self:
+        """The same with the tokenizer that lies beside these weights, unless another one is set."""
+        if self._tokenizer is not None:
+            return self
+        other = copy.copy(self)
+        other._tokenizer = weights
+        return other
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -135,3 +146,10 @@ class ScenePrompts:
         row["segment_ids"][first:] = 1
         row["position_ids"][first:] = np.arange(len(ids))
         return row
+
+
+def _read_tokenizer(folder: Path) -> VlmTokenizer:
+    try:
+        return VlmTokenizer.from_folder(folder)
+    except FileNotFoundError:
+        return VlmTokenizer.from_folder(find_weights_folder(folder))

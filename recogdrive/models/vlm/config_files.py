@@ -23,7 +23,7 @@ def original_config(config: VlmConfig, dtype: str, tokenizer: VlmTokenizer | Non
 
     Source: upstream's `config.json`; tiling there is the published one, which training and prompts set for themselves.
     """
-    _check(config, dtype)
+    _check(config, dtype, tokenizer)
     vision = {
         "architectures": ["InternVisionModel"],
         "model_type": "intern_vit_6b",
@@ -92,7 +92,7 @@ def transformers_config(
     Raises:
       ValueError: The layout has no place for a setting, or the image token is not in the vocabulary.
     """
-    _check(config, dtype)
+    _check(config, dtype, tokenizer)
     if config.pixel_shuffle != "v2":
         raise ValueError(
             f"pixel_shuffle={config.pixel_shuffle!r} does not exist in transformers' layout, which has 'v2'; write the "
@@ -175,10 +175,15 @@ def _language(config: VlmConfig, tokenizer: VlmTokenizer | None) -> dict[str, An
     }
 
 
-def _check(config: VlmConfig, dtype: str) -> None:
+def _check(config: VlmConfig, dtype: str, tokenizer: VlmTokenizer | None) -> None:
     if dtype not in STORED_DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(STORED_DTYPES)}")
     if config.projector_eps != _PROJECTOR_EPS:
         raise ValueError(
             f"projector_eps={config.projector_eps} has no entry in a checkpoint, whose readers take {_PROJECTOR_EPS}"
+        )
+    if tokenizer is not None and tokenizer.vocab_size > config.language.vocab_size:
+        raise ValueError(
+            f"{tokenizer} has {tokenizer.vocab_size} tokens, but the model only {config.language.vocab_size} rows; load "
+            f"the weights with vocab_size={tokenizer.vocab_size}"
         )

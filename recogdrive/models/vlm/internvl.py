@@ -80,6 +80,7 @@ class InternVL:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{argument}={value!r} must be a positive whole number.")
         self.config, self.img_context_id, self.lora = config, img_context_id, lora
+        self.attention = attention
         self.remat, self.drop_path_rate, self.loss_chunk = remat, drop_path_rate, loss_chunk
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.rows_per_group = rows_per_group if loss_mean == "group" else None

@@ -26,7 +26,7 @@ def town():
 @pytest.fixture(scope="module")
 def tokenizer(town):
     prompt = DrivingPrompt("town")
-    return train_tokenizer([turn.text for scene in town for turn in prompt.prompt(scene)], vocab_size=400)
+    return train_tokenizer([turn.text for scene in town for turn in prompt.prompt(scene)], vocab_size=800)
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +119,27 @@ def test_the_fingerprint_changes_with_whatever_rows_depend_on(make, change):
 
 
 def test_the_fingerprint_changes_with_the_tokenizer(make):
-    other = train_tokenizer(["Plan the trajectory."], vocab_size=350)
+    other = train_tokenizer(["Plan the trajectory."], vocab_size=720)
     assert make(tokenizer=other).fingerprint != make().fingerprint
 
 
 def test_a_tokenizer_is_read_from_its_folder_when_it_is_needed(make, town, tokenizer, tmp_path):
     prompts = make(tokenizer=tmp_path / "vlm")
-    with pytest.raises(OSError, match="has no tokenizer"):
+    with pytest.raises(ValueError, match="no folder .*vlm"):
         prompts.inputs(town[0])
     tokenizer.save(tmp_path / "vlm")
     np.testing.assert_array_equal(prompts.inputs(town[0])["input_ids"], make().inputs(town[0])["input_ids"])
+
+
+def test_the_tokenizer_of_the_weights_is_taken_where_none_is_set(make, town, tokenizer, tmp_path):
+    run = tmp_path / "run"
+    tokenizer.save(run / "export" / "original")
+    (run / "export" / "original" / "config.json").write_text("{}")
+    prompts = make(tokenizer=None)
+    with pytest.raises(ValueError, match=r"ScenePrompts\.tokenizer is not set"):
+        prompts.inputs(town[0])
+    assert prompts.with_tokenizer_of(run).fingerprint == make().fingerprint
+    assert make().with_tokenizer_of(tmp_path / "nowhere").fingerprint == make().fingerprint
 
 
 def test_it_can_be_sent_to_worker_processes(make, town):
