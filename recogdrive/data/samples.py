@@ -152,8 +152,10 @@ def planner_samples(source: SceneSource, context: ContextSource, *, keep: bool =
     Args:
       source: The split's scenes.
       context: Makes the context tokens; its method `samples`, where it has one, gives samples of a split.
-      keep: Whether samples that are made of scenes stay in memory.
+      keep: Whether samples that are made of scenes stay in memory; those with tiles of images, megabytes each, never
+        do.
     """
+    keep = keep and not getattr(context, "holds_prompts", False)
     whole = getattr(context, "samples", None)
     return PlannerSamples(source, context, keep=keep) if whole is None else whole(source)
 

@@ -131,9 +131,7 @@ class PlannerAgent:
         other._key = jax.random.key(seed)
         return other
 
-    def _sample_batch(
-        self, key: Key[Array, ""], frozen: Params, params: Params, batch: Batch
-    ) -> Float[Array, "B 8 3"]:
+    def _sample_batch(self, key: Key[Array, ""], frozen: Params, params: Params, batch: Batch) -> Float[Array, "B 8 3"]:
         keys = jax.vmap(lambda scene_id: jax.random.fold_in(key, scene_id))(batch["scene_id"])
         return self._planner.plan({**frozen, **params}, batch, keys)
 

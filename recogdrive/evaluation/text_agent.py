@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import gin
 import jax
@@ -54,6 +54,10 @@ class Prompts(PromptRows, Protocol):
     tokenizer: Tokens
     prompt: AnswerReader
 
+    def with_tokenizer_of(self, weights: Path) -> Self:
+        """The same with the tokenizer beside these weights, unless another one is set."""
+        ...
+
 
 @gin.register
 class TextPlanner:
@@ -93,7 +97,7 @@ class TextPlanner:
                 raise ValueError(f"TextPlanner.{argument}={value!r} must be a positive whole number.")
         self.name = name
         self.answers: dict[str, Answer] = {}
-        self.prompts = prompts
+        self.prompts = prompts if weights is None else prompts.with_tokenizer_of(Path(weights))
         self._vlm = vlm
         self._weights = weights
         self._max_new_tokens = max_new_tokens
@@ -133,7 +137,7 @@ class TextPlanner:
                     f"The tokenizer has {tokens} tokens, the VLM rows for {rows}; take the tokenizer that lies beside "
                     "the weights."
                 )
-            self._params = load_vlm(self._vlm, self._weights).params
+            self._params = jax.device_put(load_vlm(self._vlm, self._weights).params)
         return self._params
 
     def _generate_batch(self, params: Params, batch: Batch) -> tuple[Int[Array, "B M"], Int[Array, "B"]]:
@@ -146,4 +150,3 @@ def read_answer(text: str, reader: AnswerReader) -> Answer:
         return Answer(text, reader.parse(text))
     except AnswerError as error:
         return Answer(text, None, str(error))
-

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float, Key
 
+from recogdrive.data.vlm.scene_prompts import ScenePrompts
 from recogdrive.data.vlm.tokenizer import VlmTokenizer
 from recogdrive.data.vlm.weights_folder import ORIGINAL, TRANSFORMERS, find_weights_folder
 from recogdrive.models.bridge import Params
@@ -32,6 +33,18 @@ class Encoder(Protocol):
     """
 
     vlm: InternVL
+
+    def load(self, folder: str | Path | None) -> VlmWeights:
+        """Weights for `encode`, in memory of the host."""
+        ...
+
+    def check(self, prompts: ScenePrompts) -> None:
+        """Refuses prompts that are not for this model."""
+        ...
+
+    def context_fields(self, weights: str, prompts: ScenePrompts) -> dict[str, Any]:
+        """Everything that decides the states."""
+        ...
 
     def encode(self, params: Params, batch: Batch) -> BFloat16[Array, "B T V"]:
         """Hidden states of a batch of prompts and tiles."""
@@ -138,6 +151,16 @@ class OnlinePlanner:
         rows = () if self.train_vlm else self.encoder.vlm.parameter_table()
         return _prefixed({row.name: jax.ShapeDtypeStruct(row.shape, row.dtype) for row in rows})
 
+    def context_fields(self, prompts: ScenePrompts) -> dict[str, Any] | None:
+        """What decides the hidden states made of these prompts, as a cache has it; None where the VLM changes.
+
+        Raises:
+          OSError: There are no weights.
+          ValueError: Weights or prompts do not fit the VLM.
+        """
+        self.encoder.check(prompts)
+        return None if self.train_vlm else self.encoder.context_fields(self._frozen_vlm().fingerprint, prompts)
+
     def identity(self) -> dict[str, str]:
         """What must stay the same for a run to be continued: the frozen VLM."""
         return {} if self.train_vlm else {"vlm": self._frozen_vlm().fingerprint}
@@ -193,7 +216,8 @@ class OnlinePlanner:
 
     def _frozen_vlm(self) -> VlmWeights:
         if self._frozen is None:
-            self._frozen = load_vlm(self.encoder.vlm, self._vlm_weights)
+            loaded = self.encoder.load(self._vlm_weights)
+            self._frozen = loaded._replace(params=jax.device_put(loaded.params))
         return self._frozen
 
 

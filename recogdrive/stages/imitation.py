@@ -16,7 +16,7 @@ from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
 from recogdrive.evaluation.planner_agent import TrainablePlanner, frozen_weights
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
-from recogdrive.stages.context_identity import context_shapes, describe_context
+from recogdrive.stages.context_identity import context_shapes, describe_context, identified
 from recogdrive.stages.open_loop import OpenLoop, headline
 from recogdrive.stages.planner_weights import describe_parameters, export_weights, initial_weights, require_fit
 from recogdrive.training.loop import Trainer
@@ -74,10 +74,11 @@ class Imitation:
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Trains from scratch, or from the parent's weights, then evaluates and exports the final weights."""
         self._evaluation.require()
+        context = identified(self._context, self._planner)
         initial = initial_weights(self._planner, parent, self._trainer.seed)
         train = self._splits.open_train()
         evaluated = self._splits.open_evaluate()
-        folder.update(data=self._splits.describe(), seed=self._seed, context=describe_context(self._context))
+        folder.update(data=self._splits.describe(), seed=self._seed, context=describe_context(context))
         logging.info("Training on %d scenes of %s", len(train), train.name)
 
         stream = BatchStream(

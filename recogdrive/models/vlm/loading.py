@@ -1,9 +1,8 @@
-"""Weights of a folder for a configured VLM, on the device."""
+"""Weights of a folder for a configured VLM."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from recogdrive.data.vlm.weights_folder import find_weights_folder
@@ -13,7 +12,7 @@ from recogdrive.models.vlm.weights import load_weights
 
 
 class VlmWeights(NamedTuple):
-    """Weights on the device.
+    """Weights in memory of the host.
 
     Attributes:
       params: As `InternVL` takes them.
@@ -45,4 +44,4 @@ def load_vlm(vlm: InternVL, folder: str | Path | None, dtype: Any = np.float32) 
         check_names_and_shapes({name: tuple(p.shape) for name, p in loaded.params.items()}, table, "weight")
     except ValueError as error:
         raise ValueError(f"{folder} holds another VLM than the configured one: {error}") from None
-    return VlmWeights(jax.device_put(dict(loaded.params)), loaded.fingerprint)
+    return VlmWeights(dict(loaded.params), loaded.fingerprint)

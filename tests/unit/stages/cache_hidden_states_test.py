@@ -52,7 +52,10 @@ def test_every_scene_of_every_split_is_in_the_container(whole):
     assert figures["scenes"] == figures["stored"] == 8 and figures["failed"] == 0
     assert container.manifest["splits"] == {"train": 5, "evaluate val": 3}
     assert [shard["records"] for shard in container.manifest["shards"]] == [3, 3, 2]
-    assert [text.split(" (")[0] for text in folder.facts["data"].values()] == ["5 scenes of town_1", "3 scenes of town_2"]
+    assert [text.split(" (")[0] for text in folder.facts["data"].values()] == [
+        "5 scenes of town_1",
+        "3 scenes of town_2",
+    ]
 
 
 def test_states_are_the_encoders_and_the_rest_is_the_scenes(whole):
