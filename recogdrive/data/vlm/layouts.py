@@ -168,9 +168,17 @@ class PaddedRows:
         return RowPlan(samples, np.arange(len(samples) + 1))
 
     def shape(self, tokens: int, tiles: int) -> tuple[int, int]:
-        """The smallest sizes that fit."""
+        """The smallest sizes that fit; where sizes are still open, what is asked for.
+
+        Raises:
+          ValueError: None is large enough.
+        """
         return _smallest(self.buckets, tokens), _smallest(self.tile_buckets, tiles)
 
 
 def _smallest(sizes: Sequence[int], needed: int) -> int:
+    if not sizes:
+        return max(1, needed)
+    if needed > sizes[-1]:
+        raise ValueError(f"{needed} is more than the largest of the sizes {tuple(sizes)}; add one of at least that.")
     return next(size for size in sizes if size >= needed)

@@ -16,6 +16,7 @@ from recogdrive.models.vlm import generation, initialization, layers, loss, visi
 from recogdrive.models.vlm.config import VlmConfig
 from recogdrive.models.vlm.layers import Parts, part
 from recogdrive.models.vlm.lora import Lora, dropout_key
+from recogdrive.models.vlm.loss import RowSums
 
 Batch = Mapping[str, Any]
 
@@ -157,7 +158,7 @@ class InternVL:
         metrics = {"accuracy": rows.right.sum() / jnp.maximum(supervised, 1), "supervised_tokens": supervised}
         return loss.reduce_loss(rows.loss, rows.weight, self.rows_per_group), metrics
 
-    def loss_rows(self, params: Params, batch: Batch, key: Key[Array, ""] | None = None) -> loss.RowSums:
+    def loss_rows(self, params: Params, batch: Batch, key: Key[Array, ""] | None = None) -> RowSums:
         """What `loss` is made of: sums over the supervised tokens of each row; arguments as there."""
         if "labels" not in batch:
             raise ValueError(f"the batch has no 'labels', which the loss needs; it has {', '.join(sorted(batch))}.")
@@ -167,7 +168,7 @@ class InternVL:
         )
         sums, right = loss.cross_entropy(hidden, params[layers.HEAD], targets, self.loss_chunk)
         supervised = targets.supervised.sum(axis=1).astype(jnp.float32)
-        return loss.RowSums(sums, targets.weights.sum(axis=1), right.astype(jnp.float32), supervised)
+        return RowSums(sums, targets.weights.sum(axis=1), right.astype(jnp.float32), supervised)
 
     def generate(
         self, params: Params, batch: Batch, max_new_tokens: int, stop_ids: Sequence[int]
