@@ -19,7 +19,7 @@ HALF_SIDE_M = 22.0
 NEAREST_M = 3.0
 """Ground nearer to the camera than this is not drawn on: it lies below the picture."""
 _STEP_M = 0.25
-_LINE_CHARACTERS = 110
+_LINE_CHARACTERS = 155
 
 
 class Projection(Protocol):
@@ -53,15 +53,15 @@ def drive_figure(
       title: Above both.
       answer: What the VLM said.
     """
-    figure = empty_figure((12.6, 5.9), dpi=110)
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.75, 1.0), height_ratios=(5.0, 0.9))
+    figure = empty_figure((12.6, 5.5), dpi=110)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.75, 1.0), height_ratios=(5.0, 0.5))
     front = figure.add_subplot(grid[0, 0])
     _draw_front(front, image, trajectories, camera)
     above = figure.add_subplot(grid[0, 1])
     draw_scene(above, scene, trajectories, view=view_of(list(trajectories.values()), HALF_SIDE_M), title="")
     words = figure.add_subplot(grid[1, :])
     words.axis("off")
-    text = "\n".join(textwrap.wrap(answer, _LINE_CHARACTERS)[:4]) or "(nothing)"
+    text = "\n".join(textwrap.wrap(answer, _LINE_CHARACTERS)[:3]) or "(nothing)"
     words.text(
         0.005, 0.98, f"VLM: {text}", va="top", ha="left", fontsize=9, family="monospace", parse_math=False,
         gid="drive:answer",
