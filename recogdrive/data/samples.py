@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 
 from recogdrive.data.context import ContextSource
-from recogdrive.data.types import FUTURE_FRAMES, Scene
+from recogdrive.data.types import FUTURE_FRAMES, Context, Scene
+from recogdrive.data.vlm.vlm_inputs import PromptRow
 
 Sample = dict[str, np.ndarray]
 Batch = dict[str, np.ndarray]
@@ -54,17 +55,22 @@ def planner_inputs(scene: Scene, context: ContextSource) -> Sample:
     return _require_finite(
         scene,
         {
-            "context": _context_tokens(made.tokens),
-            "context_mask": np.asarray(made.mask, dtype=bool),
+            **_context_entries(made),
             "history_trajectory": scene.ego.poses.astype(np.float32),
             "status_feature": status_feature(scene),
         },
     )
 
 
-def _context_tokens(tokens: np.ndarray) -> np.ndarray:
-    """Tokens in bfloat16 stay so: the planner widens them where it computes, which loses nothing and moves half."""
-    return tokens if tokens.dtype == ml_dtypes.bfloat16 else np.asarray(tokens, dtype=np.float32)
+def _context_entries(made: Context | PromptRow) -> Sample:
+    """Context tokens, or what they are made of later.
+
+    Tokens in bfloat16 stay so: the planner widens them where it computes, which loses nothing and moves half.
+    """
+    if isinstance(made, PromptRow):
+        return made.entries()
+    tokens = made.tokens if made.tokens.dtype == ml_dtypes.bfloat16 else np.asarray(made.tokens, dtype=np.float32)
+    return {"context": tokens, "context_mask": np.asarray(made.mask, dtype=bool)}
 
 
 def planner_sample(scene: Scene, context: ContextSource, index: int) -> Sample:
@@ -146,8 +152,10 @@ def planner_samples(source: SceneSource, context: ContextSource, *, keep: bool =
     Args:
       source: The split's scenes.
       context: Makes the context tokens; its method `samples`, where it has one, gives samples of a split.
-      keep: Whether samples that are made of scenes stay in memory.
+      keep: Whether samples that are made of scenes stay in memory; those with tiles of images, megabytes each, never
+        do.
     """
+    keep = keep and not getattr(context, "holds_prompts", False)
     whole = getattr(context, "samples", None)
     return PlannerSamples(source, context, keep=keep) if whole is None else whole(source)
 

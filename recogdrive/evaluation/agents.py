@@ -1,11 +1,12 @@
 """Who drives: agents that turn scenes into planned trajectories."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import gin
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from recogdrive.data.types import FRAME_INTERVAL_S, FUTURE_FRAMES, Scene
 
@@ -27,6 +28,35 @@ class Agent(Protocol):
         over in chunks of any size.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an agent said of a scene, and what was made of it.
+
+    Attributes:
+      text: Its words.
+      poses: (8, 3) float64 poses that they state, scene frame; None where they cannot be read.
+      problem: Why they cannot be read; else empty.
+    """
+
+    text: str
+    poses: Float[np.ndarray, "8 3"] | None
+    problem: str = ""
+
+
+@runtime_checkable
+class AnsweringAgent(Agent, Protocol):
+    """An agent that answers in words, which may turn out to state no trajectory.
+
+    Such an answer is invalid and counted as that: the poses returned for it are NaN, its `Answer` says why. An agent
+    that returns NaN and is not of this kind is broken.
+
+    Attributes:
+      answers: Token -> the answer, for every scene of the last call of `plan` (earlier ones may be there too).
+    """
+
+    answers: Mapping[str, Answer]
 
 
 @gin.register

@@ -40,7 +40,7 @@ CLASS_COLORS = {
 }
 EGO_COLOR = "#DE7061"
 HUMAN = "human"
-TRAJECTORY_COLORS = {HUMAN: "#59a14f", "planner": EGO_COLOR, "constant_velocity": "#5566cc"}
+TRAJECTORY_COLORS = {HUMAN: "#59a14f", "planner": EGO_COLOR, "constant_velocity": "#5566cc", "vlm_text": "#8e44ad"}
 FURTHER_COLORS = (EGO_COLOR, "#8e44ad", "#00798c", "#a0522d", "#b8860b")
 
 HALF_SIDE_M = 32.0
@@ -93,6 +93,11 @@ def view_of(
     center = np.clip(0.0, high - half, low + half)
     (forward, left) = np.stack([center - half, center + half], axis=-1).tolist()
     return View(tuple(forward), tuple(left))
+
+
+def trajectory_color(name: str, order: int) -> str:
+    """Colour of the trajectory of that name, which is the `order`th of its picture."""
+    return TRAJECTORY_COLORS.get(name, FURTHER_COLORS[order % len(FURTHER_COLORS)])
 
 
 def draw_scene(
@@ -287,7 +292,7 @@ def _draw_ego(ax: Axes) -> None:
 
 def _draw_trajectory(ax: Axes, name: str, trajectory: np.ndarray, order: int, view: View) -> None:
     """A line with a round marker at every pose, from the origin."""
-    color = TRAJECTORY_COLORS.get(name, FURTHER_COLORS[order % len(FURTHER_COLORS)])
+    color = trajectory_color(name, order)
     if not np.isfinite(trajectory).all():
         ax.plot([], [], color=color, linestyle=":", label=f"{name} (invalid, not drawn)")
         return

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from recogdrive.data.types import Scene
-from recogdrive.evaluation.open_loop import EvaluatedSplit
+from recogdrive.evaluation.open_loop import INVALID_ANSWER, EvaluatedSplit
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.validation import validate
@@ -41,7 +41,14 @@ class Chunk:
     records: Sequence[PdmScene | SceneError]
     planned: Float[np.ndarray, "S G 8 3"]
 
-    def identity(self, i: int, agent: str) -> dict[str, str]:
+    def unread(self, i: int, agent: str) -> str | None:
+        """What rows say of a scene whose answer states no trajectory; None where the agent planned one."""
+        token = self.scenes[i].token
+        if self.split.parsed(agent, token) is not False:
+            return None
+        return f"{INVALID_ANSWER}: {self.split.answers[agent][token].problem}"
+
+    def identity(self, i: int, agent: str) -> dict[str, str | bool | None]:
         """What rows say of scene `i` of the chunk and of who planned."""
         scene = self.scenes[i]
         return {
@@ -50,6 +57,7 @@ class Chunk:
             "token": scene.token,
             "log_name": scene.log_name,
             "layout": scene.metadata.get("layout", ""),
+            "parsed": self.split.parsed(agent, scene.token),
         }
 
 

@@ -48,6 +48,8 @@ class EpdmsRow:
     """One agent's extended score on one scene. Everything measured is None where the row is not valid.
 
     Sub-scores are those of the agent alone; the human filter turns those named in `forgiven` into 1, see `filtered`.
+    An answer that states no trajectory scores 0 in a scene that can be scored: its row is not valid, has a problem and
+    the scores, and nothing else measured.
 
     Attributes:
       split: Name of the split the scene was evaluated in.
@@ -57,6 +59,7 @@ class EpdmsRow:
       layout: Kind of road, where the scene's metadata names one (`layout`); else empty.
       valid: False where the scene could not be scored or the prediction is not finite.
       problem: Why the row is not valid; else empty.
+      parsed: Whether the agent's answer states a trajectory; None for agents that do not answer in words.
       no_at_fault_collisions: 1, 0.5 (static object hit) or 0.
       drivable_area_compliance: 1 or 0.
       driving_direction_compliance: 1, 0.5 or 0.
@@ -90,6 +93,7 @@ class EpdmsRow:
     layout: str
     valid: bool
     problem: str = ""
+    parsed: bool | None = None
     no_at_fault_collisions: float | None = None
     drivable_area_compliance: float | None = None
     driving_direction_compliance: float | None = None
@@ -130,8 +134,8 @@ class EpdmsEvaluation:
 
     @property
     def failed(self) -> tuple[EpdmsRow, ...]:
-        """Rows that are not valid."""
-        return tuple(row for row in self.rows if not row.valid)
+        """Rows without a score."""
+        return tuple(row for row in self.rows if row.score is None)
 
     def rows_of(self, split: str, agent: str) -> tuple[EpdmsRow, ...]:
         """Rows of one agent on one split; entry i belongs to scene i of the split."""
@@ -157,7 +161,11 @@ class EpdmsCollector:
         results = score_scenes(records, chunk.planned, self._scorer.score)
         for i, (record, result) in enumerate(zip(records, results, strict=True)):
             for g, agent in enumerate(chunk.agents):
-                found = _found(chunk.identity(i, agent), record, result, g, chunk.planned[i, g])
+                identity, unread = chunk.identity(i, agent), chunk.unread(i, agent)
+                if unread is not None and not isinstance(result, SceneError):
+                    found = _Found(identity, problem=unread, unread=True)
+                else:
+                    found = _found(identity, record, result, g, chunk.planned[i, g])
                 self._found.setdefault((chunk.split.name, agent), []).append(found)
 
     def finish(self) -> EpdmsEvaluation | None:
@@ -214,6 +222,9 @@ def summarise_epdms(rows: Iterable[EpdmsRow]) -> dict[str, dict[str, float]]:
     `epdms_unfiltered` with one of its own, `epdms_before_fix`; `epdms_<sub-score>` of filtered sub-scores and
     `epdms_unfiltered_<sub-score>`; `epdms_scenes` (all), `epdms_pairs` (those with two-frame extended comfort),
     `epdms_failed` and `epdms_partial` (1 where the means leave out failed scenes, else 0). Means of nothing are NaN.
+
+    An agent that answers in words has `epdms_valid` too, the mean over answers that state a trajectory; in the three
+    scores the others count as 0, in the sub-scores they do not take part.
     """
     return named_by_split(rows, _means)
 
@@ -222,8 +233,9 @@ def summarise_epdms(rows: Iterable[EpdmsRow]) -> dict[str, dict[str, float]]:
 class _Found:
     """What is known of a row before pairs are compared."""
 
-    identity: dict[str, str]
+    identity: dict[str, str | bool | None]
     problem: str = ""
+    unread: bool = False
     time_us: int = 0
     drive: np.ndarray | None = None
     values: dict[str, object] = field(default_factory=dict)
@@ -241,7 +253,7 @@ def _extended_or_error(record: PdmScene | SceneError) -> PdmScene | SceneError:
 
 
 def _found(
-    identity: dict[str, str],
+    identity: dict[str, str | bool | None],
     record: PdmScene | SceneError,
     result: tuple[ExtendedScores, int] | SceneError,
     g: int,
@@ -271,7 +283,8 @@ def _found(
 def _row(found: _Found, comfort: float | None, previous_token: str) -> EpdmsRow:
     """The row of what was found and, where there is a frame before, of the comfort beside it."""
     if found.problem:
-        return EpdmsRow(**found.identity, valid=False, problem=found.problem)
+        scores = dict.fromkeys(TOTALS.values(), 0.0) if found.unread else {}
+        return EpdmsRow(**found.identity, valid=False, problem=found.problem, **scores)
     own = {name: found.values[name] for name in SUB_SCORES}
     unfiltered = weighted_score(own, comfort)
     return EpdmsRow(
@@ -290,16 +303,18 @@ def _row(found: _Found, comfort: float | None, previous_token: str) -> EpdmsRow:
 def _means(rows: Sequence[EpdmsRow]) -> dict[str, float]:
     """Summary values of one agent on one split."""
     valid = [row for row in rows if row.valid]
+    scored = [row for row in rows if row.score is not None]
     values: dict[str, float] = {}
     for metric, name in TOTALS.items():
-        scores = [getattr(row, name) for row in valid]
+        scores = [getattr(row, name) for row in scored]
         values[metric] = _mean(scores)
         if metric != "epdms_before_fix":
             interval = bootstrap_interval(np.array(scores, dtype=np.float64))
             values[f"{metric}_ci95_low"], values[f"{metric}_ci95_high"] = interval
     values |= {f"{FILTERED_PREFIX}{n}": _mean(row.filtered(n) for row in valid) for n in ALL_SUB_SCORES}
     values |= {f"{UNFILTERED_PREFIX}{n}": _mean(getattr(row, n) for row in valid) for n in ALL_SUB_SCORES}
-    failed = len(rows) - len(valid)
+    values |= {} if rows[0].parsed is None else {"epdms_valid": _mean(row.score for row in valid)}
+    failed = len(rows) - len(scored)
     pairs = sum(row.two_frame_extended_comfort is not None for row in valid)
     return values | {
         "epdms_scenes": len(rows),
@@ -317,7 +332,7 @@ def _mean(values: Iterable[float | None]) -> float:
 
 def _log_failed(split: str, agent: str, rows: Sequence[EpdmsRow]) -> None:
     """Says how many scenes of an agent have no extended score, and names the first."""
-    failed = [row for row in rows if not row.valid]
+    failed = [row for row in rows if row.score is None]
     if failed:
         listed = "; ".join(f"{row.token}: {row.problem}" for row in failed[:LISTED_IN_LOG])
         more = f"; and {len(failed) - LISTED_IN_LOG} more" if len(failed) > LISTED_IN_LOG else ""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from recogdrive.data.types import FUTURE_FRAMES, Command, Scene
-from recogdrive.evaluation.agents import Agent, recorded_trajectories
+from recogdrive.evaluation.agents import Agent, Answer, AnsweringAgent, recorded_trajectories
 from recogdrive.geometry import Pose, wrap_angle
 
 MISS_THRESHOLD_M = 2.0
@@ -24,6 +24,11 @@ MEAN_METRICS = {
     "final_heading_error": "final_heading_error",
 }
 """Metric of the summary -> field of the rows it is the mean of."""
+
+INVALID_ANSWER = "the answer states no trajectory"
+"""How the problem of a row begins whose answer cannot be read."""
+LISTED_ANSWERS = 5
+"""Unread answers that the log names."""
 
 BOOTSTRAP_METRICS = ("ade", "fde")
 BOOTSTRAP_RESAMPLES = 1000
@@ -54,6 +59,7 @@ class OpenLoopRow:
       agent: Who planned.
       valid: False where the prediction has non-finite values; the metrics are then None.
       problem: Why the row is not valid; else empty.
+      parsed: Whether the agent's answer states a trajectory; None for agents that do not answer in words.
       ade: Mean distance over the 8 poses in metres.
       fde: Distance at 4 s in metres.
       miss: Whether `fde` is over 2 m.
@@ -70,6 +76,7 @@ class OpenLoopRow:
     agent: str
     valid: bool
     problem: str = ""
+    parsed: bool | None = None
     ade: float | None = None
     fde: float | None = None
     miss: bool | None = None
@@ -85,11 +92,18 @@ class EvaluatedSplit:
       name: Split name shown to people.
       scenes: The split's scenes.
       predictions: Agent name -> (N, 8, 3) float32 poses in the scene frame; non-finite where an agent failed.
+      answers: Name of an agent that answers in words -> token -> its answer, in the order of the scenes.
     """
 
     name: str
     scenes: Sequence[Scene]
     predictions: Mapping[str, np.ndarray]
+    answers: Mapping[str, Mapping[str, Answer]] = field(default_factory=dict)
+
+    def parsed(self, agent: str, token: str) -> bool | None:
+        """Whether the agent's answer to a scene states a trajectory; None where it does not answer in words."""
+        answers = self.answers.get(agent)
+        return None if answers is None else answers[token].poses is not None
 
 
 @dataclass(frozen=True)
@@ -150,8 +164,8 @@ def evaluate_open_loop(
       progress: Whether to show a progress bar.
 
     Raises:
-      ValueError: Nothing to evaluate, a name occurs twice, a scene without driven trajectory, or an agent
-        that returns another shape than (N, 8, 3).
+      ValueError: Nothing to evaluate, a name occurs twice, a scene without driven trajectory, an agent that returns
+        another shape than (N, 8, 3), or one whose answers do not go with its poses.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
@@ -162,6 +176,7 @@ def evaluate_open_loop(
         if not len(scenes):
             raise ValueError(f"Split {split!r} holds no scenes; check its scene filter and data root.")
         predictions: dict[str, list[np.ndarray]] = {agent.name: [] for agent in agents}
+        answers = {agent.name: {} for agent in agents if isinstance(agent, AnsweringAgent)}
         split_rows: dict[str, list[OpenLoopRow]] = {agent.name: [] for agent in agents}
         starts = range(0, len(scenes), chunk_size)
         for start in tqdm(starts, desc=f"evaluate {split}", unit="chunk", disable=not progress):
@@ -171,15 +186,13 @@ def evaluate_open_loop(
             for agent in agents:
                 planned = _checked_plan(agent, chunk)
                 predictions[agent.name].append(planned)
-                split_rows[agent.name].extend(_rows(split, agent.name, chunk, planned, driven))
-        evaluated.append(EvaluatedSplit(split, scenes, {n: np.concatenate(p) for n, p in predictions.items()}))
+                said = _checked_answers(agent, chunk, planned) if agent.name in answers else None
+                answers.get(agent.name, {}).update(said or {})
+                split_rows[agent.name].extend(_rows(split, agent.name, chunk, planned, driven, said))
+        joined = {name: np.concatenate(parts) for name, parts in predictions.items()}
+        evaluated.append(EvaluatedSplit(split, scenes, joined, answers))
         for name, agent_rows in split_rows.items():
-            invalid = [row.token for row in agent_rows if not row.valid]
-            if invalid:
-                logging.error(
-                    "split=%s agent=%s: %d of %d predictions are not finite, means are partial: %s",
-                    *(split, name, len(invalid), len(agent_rows), ", ".join(invalid)),
-                )
+            _log_invalid(split, name, agent_rows)
             rows.extend(agent_rows)
     return OpenLoopEvaluation(tuple(evaluated), tuple(rows))
 
@@ -191,6 +204,8 @@ def summarise(rows: Iterable[OpenLoopRow]) -> dict[str, dict[str, float]]:
     plain names as well. Metrics: `ade`, `fde`, `miss_rate`, `heading_error`, `final_heading_error`; `scenes`
     (all), `invalid_scenes` and `partial` (1 where the means leave out invalid scenes, else 0); 95 % bootstrap
     intervals `ade_ci95_low`, `ade_ci95_high`, `fde_ci95_low`, `fde_ci95_high`. Means without a valid scene are NaN.
+    Agents that answer in words have `invalid` (answers that state no trajectory) and `parse_rate` (share of the others)
+    too.
 
     The intervals resample scenes as if independent; scenes of one log are not, so they are rather too narrow.
     """
@@ -244,6 +259,9 @@ def _means(rows: Sequence[OpenLoopRow]) -> dict[str, float]:
     for metric in BOOTSTRAP_METRICS:
         interval = bootstrap_interval(np.array([getattr(row, metric) for row in valid], dtype=np.float64))
         values[f"{metric}_ci95_low"], values[f"{metric}_ci95_high"] = interval
+    if rows[0].parsed is not None:
+        invalid = sum(not row.parsed for row in rows)
+        values |= {"invalid": invalid, "parse_rate": 1 - invalid / len(rows)}
     return values
 
 
@@ -269,8 +287,50 @@ def _checked_plan(agent: Agent, scenes: Sequence[Scene]) -> np.ndarray:
     return planned
 
 
+def _checked_answers(agent: AnsweringAgent, scenes: Sequence[Scene], planned: np.ndarray) -> dict[str, Answer]:
+    """The agent's answers to these scenes, refused where they do not go with its plan.
+
+    A trajectory without an answer that states it, such as zeros in place of what could not be read, would count as a
+    plan.
+    """
+    answers = {}
+    for scene, poses in zip(scenes, planned, strict=True):
+        answer = agent.answers.get(scene.token)
+        if answer is None:
+            raise ValueError(f"Agent {agent.name!r} has no answer to scene {scene.token}, which it planned.")
+        if (answer.poses is None) != bool(answer.problem) or (answer.poses is None and np.isfinite(poses).any()):
+            raise ValueError(
+                f"Agent {agent.name!r} on scene {scene.token}: an answer has poses, or a problem and a plan of NaN; "
+                f"found problem {answer.problem!r} and the plan {poses.tolist()}."
+            )
+        answers[scene.token] = answer
+    return answers
+
+
+def _log_invalid(split: str, agent: str, rows: Sequence[OpenLoopRow]) -> None:
+    """Names scenes without a valid plan: a warning where answers say nothing, an error where numbers are broken."""
+    unread = [f"{row.token} ({row.problem})" for row in rows if row.parsed is False]
+    if unread:
+        more = f", and {len(unread) - LISTED_ANSWERS} more" if len(unread) > LISTED_ANSWERS else ""
+        logging.warning(
+            "split=%s agent=%s: %d of %d answers state no trajectory, which open-loop means leave out: %s%s",
+            *(split, agent, len(unread), len(rows), ", ".join(unread[:LISTED_ANSWERS]), more),
+        )
+    broken = [row.token for row in rows if not row.valid and row.parsed is not False]
+    if broken:
+        logging.error(
+            "split=%s agent=%s: %d of %d predictions are not finite, means are partial: %s",
+            *(split, agent, len(broken), len(rows), ", ".join(broken)),
+        )
+
+
 def _rows(
-    split: str, agent: str, scenes: Sequence[Scene], planned: np.ndarray, driven: np.ndarray
+    split: str,
+    agent: str,
+    scenes: Sequence[Scene],
+    planned: np.ndarray,
+    driven: np.ndarray,
+    answers: Mapping[str, Answer] | None,
 ) -> Iterable[OpenLoopRow]:
     """Rows of one agent on a chunk of scenes."""
     finite = np.isfinite(planned).all(axis=-1)  # (N, 8)
@@ -278,6 +338,10 @@ def _rows(
     # Infinity minus a number is no floating-point accident here: such rows carry no metrics.
     errors = trajectory_errors(np.where(valid[:, None, None], planned, 0.0), driven)
     for i, scene in enumerate(scenes):
+        answer = None if answers is None else answers[scene.token]
+        problem = f"{int((~finite[i]).sum())} of {FUTURE_FRAMES} poses are not finite"
+        if answer is not None and answer.poses is None:
+            problem = f"{INVALID_ANSWER}: {answer.problem}"
         yield OpenLoopRow(
             split=split,
             token=scene.token,
@@ -287,6 +351,7 @@ def _rows(
             speed_mps=float(np.linalg.norm(scene.ego.velocity[-1].astype(np.float64))),
             agent=agent,
             valid=bool(valid[i]),
-            problem="" if valid[i] else f"{int((~finite[i]).sum())} of {FUTURE_FRAMES} poses are not finite",
+            problem="" if valid[i] else problem,
+            parsed=None if answer is None else answer.poses is not None,
             **({name: values[i].item() for name, values in errors.items()} if valid[i] else {}),
         )

@@ -40,6 +40,9 @@ class Scorer(Protocol):
 class PdmsRow:
     """One agent's PDM score on one scene. Everything measured is None where the row is not valid.
 
+    An answer that states no trajectory scores 0 in a scene that can be scored: its row is not valid, has a problem and
+    a `score`, and nothing else measured.
+
     Attributes:
       split: Name of the split the scene was evaluated in.
       agent: Who planned.
@@ -48,6 +51,7 @@ class PdmsRow:
       layout: Kind of road, where the scene's metadata names one (`layout`); else empty.
       valid: False where the scene could not be scored or the prediction is not finite.
       problem: Why the row is not valid; else empty.
+      parsed: Whether the agent's answer states a trajectory; None for agents that do not answer in words.
       no_at_fault_collisions: 1, 0.5 (static object hit) or 0.
       drivable_area_compliance: 1 or 0.
       driving_direction_compliance: 1, 0.5 or 0.
@@ -79,6 +83,7 @@ class PdmsRow:
     layout: str
     valid: bool
     problem: str = ""
+    parsed: bool | None = None
     no_at_fault_collisions: float | None = None
     drivable_area_compliance: float | None = None
     driving_direction_compliance: float | None = None
@@ -134,8 +139,8 @@ class PdmsEvaluation:
 
     @property
     def failed(self) -> tuple[PdmsRow, ...]:
-        """Rows that are not valid."""
-        return tuple(row for row in self.rows if not row.valid)
+        """Rows without a score."""
+        return tuple(row for row in self.rows if row.score is None)
 
     def rows_of(self, split: str, agent: str) -> tuple[PdmsRow, ...]:
         """Rows of one agent on one split; entry i belongs to scene i of the split."""
@@ -154,7 +159,8 @@ def evaluate_pdms(
 ) -> PdmsEvaluation:
     """Scores what every agent planned; all agents of a scene go to the scorer together.
 
-    A scene that cannot be scored, and a prediction that is not finite, make rows that are not valid and say why.
+    A scene that cannot be scored, and a prediction that is not finite, make rows that are not valid and say why. An
+    answer that states no trajectory makes such a row with score 0.
 
     Args:
       evaluation: Scenes and predictions.
@@ -204,6 +210,9 @@ def summarise_pdms(rows: Iterable[PdmsRow]) -> dict[str, dict[str, float]]:
     Metrics: `pdms` with its 95 % bootstrap interval `pdms_ci95_low`, `pdms_ci95_high`, the sub-scores under NAVSIM's
     names, `pdms_scenes` (all), `pdms_failed` and `pdms_partial` (1 where the means leave out failed scenes, else 0).
     Means without a valid scene are NaN.
+
+    An agent that answers in words has `pdms_valid` too, the mean over answers that state a trajectory; in `pdms` the
+    others count as 0, in the sub-scores they do not take part.
     """
     return named_by_split(rows, _means)
 
@@ -211,10 +220,12 @@ def summarise_pdms(rows: Iterable[PdmsRow]) -> dict[str, dict[str, float]]:
 def _means(rows: Sequence[PdmsRow]) -> dict[str, float]:
     """Summary values of one agent on one split."""
     valid = [row for row in rows if row.valid]
-    low, high = bootstrap_interval(np.array([row.score for row in valid], dtype=np.float64))
-    values = {"pdms": _mean(valid, "score"), "pdms_ci95_low": low, "pdms_ci95_high": high}
+    scored = [row for row in rows if row.score is not None]
+    low, high = bootstrap_interval(np.array([row.score for row in scored], dtype=np.float64))
+    values = {"pdms": _mean(scored, "score"), "pdms_ci95_low": low, "pdms_ci95_high": high}
     values |= {name: _mean(valid, name) for name in SUB_SCORES}
-    failed = len(rows) - len(valid)
+    values |= {} if rows[0].parsed is None else {"pdms_valid": _mean(valid, "score")}
+    failed = len(rows) - len(scored)
     return values | {"pdms_scenes": len(rows), "pdms_failed": failed, "pdms_partial": int(failed > 0)}
 
 
@@ -255,6 +266,9 @@ def _score_chunk(chunk: Chunk, scorer: Scorer) -> Iterable[tuple[PdmsRow, int, n
             if isinstance(result, SceneError):
                 yield PdmsRow(**identity, valid=False, problem=str(result)), number, None
                 continue
+            if (problem := chunk.unread(i, agent)) is not None:
+                yield PdmsRow(**identity, valid=False, problem=problem, score=0.0), number, None
+                continue
             scores, s = result
             if not scores.valid[s, g]:
                 yield PdmsRow(**identity, valid=False, problem=invalid_problem(chunk.planned[i, g])), number, None
@@ -289,7 +303,7 @@ def _mean(rows: Sequence[PdmsRow], name: str) -> float:
 
 def _log_failed(split: str, agent: str, rows: Sequence[PdmsRow]) -> None:
     """Says how many scenes of an agent have no score, and names the first."""
-    failed = [row for row in rows if not row.valid]
+    failed = [row for row in rows if row.score is None]
     if failed:
         listed = "; ".join(f"{row.token}: {row.problem}" for row in failed[:LISTED_IN_LOG])
         more = f"; and {len(failed) - LISTED_IN_LOG} more" if len(failed) > LISTED_IN_LOG else ""

@@ -76,7 +76,8 @@ def drawn_evidence(evidence: Sequence[Evidence], count: int, per_kind: int = PER
 
 def compare(ours: Sequence[PdmsRow], theirs: Sequence[PdmsRow]) -> str:
     """The difference of two agents' mean scores on the scenes that both have, in words; empty where there are none."""
-    pairs = [(a.score, b.score) for a, b in zip(ours, theirs, strict=True) if a.valid and b.valid]
+    pairs = [(a.score, b.score) for a, b in zip(ours, theirs, strict=True)]
+    pairs = [pair for pair in pairs if None not in pair]
     if not pairs:
         return ""
     scores = 100 * np.array(pairs)
@@ -118,7 +119,7 @@ def _split(
         "table": table,
         "comparison": compare(by_agent[subject], by_agent[rival]) if rival else "",
         "charts": score_charts(
-            {agent: np.array([row.score for row in rows if row.valid]) for agent, rows in by_agent.items()}
+            {a: np.array([row.score for row in rows if row.score is not None]) for a, rows in by_agent.items()}
         ),
         "breakdowns": [breakdown for breakdown in breakdowns if breakdown],
         "cards": cards,
@@ -137,6 +138,7 @@ def _card(pdms: PdmsEvaluation, split: EvaluatedSplit, item: Evidence, rows: Seq
             {
                 "agent": row.agent,
                 "values": [_short(getattr(row, name)) for name in _CARD_COLUMNS] if row.valid else None,
+                "missing": "failed" if row.score is None else "no trajectory in the answer: 0",
             }
             for row in rows
         ],

@@ -25,6 +25,10 @@ OFFICIAL_SUFFIX = ".ckpt"
 class TrainablePlanner(Objective, Protocol):
     """A model that learns from batches and plans from them, without holding weights.
 
+    A planner that needs weights which do not train has a method `frozen() -> Params`; they join its own in the
+    dictionary that `loss` and `plan` get. One that adds to the weights of a planner of its own, `planner`, has a method
+    `complete(params) -> Params`, which adds what a file of that planner lacks.
+
     Attributes:
       name: What tables and reports call it.
       context_width: Width of the context tokens it reads; 0 where it reads none.
@@ -50,9 +54,25 @@ def trained_weights(planner: TrainablePlanner, path: Path) -> Params:
       CheckpointError: No checkpoint there can be used.
       ValueError: The weights do not fit the planner; every misfit is named.
     """
+    alone = getattr(planner, "planner", planner)
+    complete = getattr(planner, "complete", lambda params: params)
     if path.suffix == OFFICIAL_SUFFIX:
-        return load_official(path, planner)
-    return load_params(path, template=jax.eval_shape(planner.init, jax.random.key(0)))
+        return complete(load_official(path, alone))
+    try:
+        return load_params(path, template=jax.eval_shape(planner.init, jax.random.key(0)))
+    except ValueError as error:
+        if alone is planner:
+            raise
+        try:
+            return complete(load_params(path, template=jax.eval_shape(alone.init, jax.random.key(0))))
+        except ValueError:
+            raise error from None
+
+
+def frozen_weights(planner: Objective) -> Params:
+    """Weights that a planner needs and that do not train; most have none."""
+    frozen = getattr(planner, "frozen", None)
+    return {} if frozen is None else frozen()
 
 
 class PlannerAgent:
@@ -92,6 +112,7 @@ class PlannerAgent:
         self._batch_size = batch_size
         self._key = jax.random.key(seed)
         self._sample = jax.jit(self._sample_batch)
+        self._frozen: Params | None = None
 
     def plan(self, scenes: Sequence[Scene]) -> Float32[np.ndarray, "N 8 3"]:
         """Trajectories for the scenes: x, y in metres and heading in radians at 0.5 ... 4 s, scene frame."""
@@ -99,7 +120,9 @@ class PlannerAgent:
 
     def plan_batches(self, batches: Sequence[tuple[Batch, int]]) -> Float32[np.ndarray, "N 8 3"]:
         """The same for batches made before (`filled_batches`), which hold `scene_id` (B,) uint32 beside the inputs."""
-        planned = [(self._sample(self._key, self.params, batch), rows) for batch, rows in batches]
+        if self._frozen is None:
+            self._frozen = frozen_weights(self._planner)
+        planned = [(self._sample(self._key, self._frozen, self.params, batch), rows) for batch, rows in batches]
         return np.concatenate([np.asarray(trajectories)[:rows] for trajectories, rows in planned])
 
     def with_seed(self, seed: int) -> Self:
@@ -108,9 +131,9 @@ class PlannerAgent:
         other._key = jax.random.key(seed)
         return other
 
-    def _sample_batch(self, key: Key[Array, ""], params: Params, batch: Batch) -> Float[Array, "B 8 3"]:
+    def _sample_batch(self, key: Key[Array, ""], frozen: Params, params: Params, batch: Batch) -> Float[Array, "B 8 3"]:
         keys = jax.vmap(lambda scene_id: jax.random.fold_in(key, scene_id))(batch["scene_id"])
-        return self._planner.plan(params, batch, keys)
+        return self._planner.plan({**frozen, **params}, batch, keys)
 
 
 def planning_batches(scenes: Sequence[Scene], context: ContextSource, batch_size: int) -> list[tuple[Batch, int]]:

@@ -17,13 +17,22 @@ import numpy as np
 from recogdrive.data.types import Scene
 from recogdrive.evaluation.bev import HUMAN, figure_png, scene_figure, view_of
 from recogdrive.evaluation.charts import distribution_charts, read_training_curves, training_charts
-from recogdrive.evaluation.epdms import EpdmsEvaluation
+from recogdrive.evaluation.epdms import EpdmsEvaluation, summarise_epdms
 from recogdrive.evaluation.epdms_report import epdms_context
 from recogdrive.evaluation.open_loop import EvaluatedSplit, OpenLoopEvaluation, OpenLoopRow, summarise
-from recogdrive.evaluation.pdms import PdmsEvaluation
+from recogdrive.evaluation.pdms import PdmsEvaluation, summarise_pdms
 from recogdrive.evaluation.pdms_report import CONSTANT_VELOCITY, pdms_context
-from recogdrive.evaluation.report_tables import MAX_LISTED, TITLES, Column, Counts, break_down, summary_table
+from recogdrive.evaluation.report_tables import (
+    MAX_LISTED,
+    TITLES,
+    Column,
+    Counts,
+    answer_table,
+    break_down,
+    summary_table,
+)
 from recogdrive.evaluation.tables import (
+    ANSWERS_FILE,
     CSV_FILE,
     EPDMS_CSV_FILE,
     EPDMS_DIR,
@@ -33,6 +42,7 @@ from recogdrive.evaluation.tables import (
     PDMS_DIR,
     PDMS_PARQUET_FILE,
     SUMMARY_FILE,
+    merge_summaries,
     replace_file,
 )
 
@@ -85,6 +95,8 @@ def write_report(
     if subject not in agents:
         raise ValueError(f"Agent {subject!r} was not evaluated; subject can be one of {', '.join(agents)}.")
     summary = summarise(evaluation.rows)
+    extended = {} if epdms is None else summarise_epdms(epdms.rows)
+    everything = merge_summaries({} if pdms is None else summarise_pdms(pdms.rows), extended, summary)
     scores = None if pdms is None else pdms_context(pdms, evaluation, subject, worst_scenes)
     run = _read_run(run_dir)
     curves = read_training_curves(run_dir / "metrics.jsonl")
@@ -101,6 +113,7 @@ def write_report(
         headings=[column.heading for column in _COLUMNS],
         splits=[
             _split_context(evaluation, split, summary, subject, worst_scenes, median_scenes)
+            | {"answers": answer_table(everything, split.name)}
             for split in evaluation.splits
         ],
         training_charts=training_charts(curves),
@@ -143,7 +156,8 @@ def _template() -> jinja2.Template:
 
 def _files(run_dir: Path) -> list[str]:
     """What the page links to, as far as it is there."""
-    names = (PDMS_CSV_FILE, PDMS_PARQUET_FILE, EPDMS_CSV_FILE, EPDMS_PARQUET_FILE, CSV_FILE, PARQUET_FILE, SUMMARY_FILE)
+    scores = (PDMS_CSV_FILE, PDMS_PARQUET_FILE, EPDMS_CSV_FILE, EPDMS_PARQUET_FILE)
+    names = (*scores, CSV_FILE, PARQUET_FILE, ANSWERS_FILE, SUMMARY_FILE)
     folders = (run_dir / PDMS_DIR, run_dir / EPDMS_DIR)
     tables = [p.relative_to(run_dir).as_posix() for folder in folders for p in sorted(folder.rglob("*.csv"))]
     return [n for n in (*names, *tables, "run.json", "config.gin", "metrics.jsonl") if (run_dir / n).exists()]

@@ -101,22 +101,53 @@ def summary_table(
     return table
 
 
+def answer_table(summary: Mapping[str, Mapping[str, float]], split: str) -> list[dict[str, Any]]:
+    """What became of the answers of agents that answer in words: counts, and scores with and without the unread ones.
+
+    Args:
+      summary: agent -> metric -> value.
+      split: Whose metrics to show.
+    """
+    table = []
+    for agent, metrics in summary.items():
+        if f"{split}/parse_rate" not in metrics:
+            continue
+        names = {"PDMS": ("pdms", "pdms_valid"), "EPDMS": ("epdms", "epdms_valid")}
+        scores = [
+            {"name": name, "all": format(metrics[f"{split}/{whole}"], ".1%"), "valid": metrics[f"{split}/{valid}"]}
+            for name, (whole, valid) in names.items()
+            if f"{split}/{valid}" in metrics and math.isfinite(metrics[f"{split}/{whole}"])
+        ]
+        for score in scores:
+            score["valid"] = format(score["valid"], ".1%") if math.isfinite(score["valid"]) else "none"
+        table.append(
+            {
+                "agent": agent,
+                "scenes": int(metrics[f"{split}/scenes"]),
+                "invalid": int(metrics[f"{split}/invalid"]),
+                "parse_rate": format(metrics[f"{split}/parse_rate"], ".1%"),
+                "scores": scores,
+            }
+        )
+    return table
+
+
 def break_down(
     by_agent: Mapping[str, Sequence[Row]],
     key: str,
-    value: Callable[[Row], float],
+    value: Callable[[Row], float | None],
     *,
     spec: str,
     high_is_worse: bool,
     limit: int = MAX_LISTED,
     hidden: Sequence[str] = (),
 ) -> Breakdown | None:
-    """Groups rows by a property and averages the valid ones.
+    """Groups rows by a property and averages those with a value.
 
     Args:
-      by_agent: Agent -> rows with `valid` and the property.
+      by_agent: Agent -> rows with the property.
       key: The property, one of `TITLES`.
-      value: Metric of a valid row.
+      value: Metric of a row; None where it has none.
       spec: How a mean reads.
       high_is_worse: Which end of the metric is bad.
       limit: Number of groups to show.
@@ -131,9 +162,9 @@ def break_down(
         for row in rows:
             name = getattr(row, key)
             counts[name] = counts.get(name, 0) + (number == 0)
-            values = groups.setdefault(name, {a: [] for a in by_agent})[agent]
-            if row.valid:
-                values.append(value(row))
+            values, found = groups.setdefault(name, {a: [] for a in by_agent})[agent], value(row)
+            if found is not None:
+                values.append(found)
     if len(groups) < 2 or max(counts.values()) < 2:
         return None
     means = {

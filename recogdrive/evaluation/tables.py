@@ -26,6 +26,7 @@ PDMS_DIR = "pdms"
 EPDMS_PARQUET_FILE = "epdms.parquet"
 EPDMS_CSV_FILE = "epdms.csv"
 EPDMS_DIR = "epdms"
+ANSWERS_FILE = "answers.jsonl"
 FAILED_FILE = "failed.csv"
 """Within `pdms/` and `epdms/`: rows without a score."""
 
@@ -67,6 +68,7 @@ def write_tables(
     """
     summary = summarise(evaluation.rows)
     write_rows(run_dir, evaluation.rows)
+    write_answers(run_dir, evaluation)
     if epdms is not None:
         write_epdms(run_dir, epdms)
         summary = merge_summaries(summarise_epdms(epdms.rows), summary)
@@ -86,6 +88,34 @@ def write_rows(run_dir: Path, rows: Sequence[OpenLoopRow]) -> None:
 def read_rows(run_dir: Path) -> tuple[OpenLoopRow, ...]:
     """Reads `scenes.parquet` back."""
     return tuple(OpenLoopRow(**row) for row in _read(run_dir / PARQUET_FILE, SCHEMA))
+
+
+def write_answers(run_dir: Path, evaluation: OpenLoopEvaluation) -> None:
+    """Writes `answers.jsonl` where agents answered in words: a JSON object for each answer, in the order of the scenes.
+
+    Keys: `split`, `agent`, `token`, `text`, `valid`, `poses` (x, y in metres and heading in radians at 0.5 ... 4 s;
+    null where the text states none) and `problem` (why it does not; else empty).
+    """
+    lines = [
+        json.dumps(
+            {
+                "split": split.name,
+                "agent": agent,
+                "token": token,
+                "text": answer.text,
+                "valid": answer.poses is not None,
+                "poses": None if answer.poses is None else answer.poses.tolist(),
+                "problem": answer.problem,
+            },
+            ensure_ascii=False,
+        )
+        + "\n"
+        for split in evaluation.splits
+        for agent, answers in split.answers.items()
+        for token, answer in answers.items()
+    ]
+    if lines:
+        replace_file(run_dir / ANSWERS_FILE, lambda path: path.write_text("".join(lines), encoding="utf-8"))
 
 
 def write_pdms(run_dir: Path, pdms: PdmsEvaluation) -> None:
@@ -155,27 +185,20 @@ def write_navsim_v2_table(path: Path, rows: Sequence[EpdmsRow], variant: str) ->
         return [*(shown(name) for name in ALL_SUB_SCORES), getattr(row, totals[variant])]
 
     lines = [[row.token, row.valid, *cells(row)] for row in rows]
-    columns = zip(*(line[2:] for line in lines), strict=True)
-    known = [[value for value in column if value is not None] for column in columns]
-    means = [math.fsum(values) / len(values) if values else None for values in known]
-    average = [AVERAGE_V2_TOKEN, all(row.valid for row in rows), *means]
+    average = [AVERAGE_V2_TOKEN, all(row.valid for row in rows), *_means_of_known([line[2:] for line in lines])]
     replace_file(path, lambda temporary: _write_csv(temporary, [NAVSIM_V2_COLUMNS, *lines, average]))
 
 
 def write_navsim_table(path: Path, rows: Sequence[PdmsRow]) -> None:
     """Writes the PDM scores of one agent on one split as NAVSIM does, without the unnamed index column.
 
-    One line a token, cells of failed scenes empty; the last line has the token `average`, is valid where all are, and
-    holds means over the cells that are not empty.
+    One line a token, cells of failed scenes empty, those of an answer without trajectory but for its score of 0; the
+    last line has the token `average`, is valid where all are, and holds means over the cells that are not empty.
 
     Source: NAVSIM `run_pdm_score.py`.
     """
-    valid = [row for row in rows if row.valid]
     lines: list[list[object]] = [[getattr(row, name) for name in NAVSIM_COLUMNS] for row in rows]
-    means = [
-        math.fsum(getattr(row, name) for row in valid) / len(valid) if valid else None for name in NAVSIM_COLUMNS[2:]
-    ]
-    lines.append([AVERAGE_TOKEN, len(valid) == len(rows), *means])
+    lines.append([AVERAGE_TOKEN, all(row.valid for row in rows), *_means_of_known([line[2:] for line in lines])])
     replace_file(path, lambda temporary: _write_csv(temporary, [NAVSIM_COLUMNS, *lines]))
 
 
@@ -220,6 +243,12 @@ def _write_failed(folder: Path, rows: Sequence[PdmsRow | EpdmsRow]) -> None:
     columns = ["split", "agent", "token", "log_name", "problem"]
     lines = [[getattr(row, name) for name in columns] for row in rows]
     replace_file(folder / FAILED_FILE, lambda path: _write_csv(path, [columns, *lines]))
+
+
+def _means_of_known(lines: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Mean of every column over its cells that are not empty; None where all are."""
+    known = [[value for value in column if value is not None] for column in zip(*lines, strict=True)]
+    return [math.fsum(values) / len(values) if values else None for values in known]
 
 
 def _by_split_and_agent(rows: Sequence[Scored]) -> dict[tuple[str, str], list[Scored]]:

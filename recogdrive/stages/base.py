@@ -125,6 +125,7 @@ def _where_to_look(workdir: Path) -> str:
     python = sys.executable
     places = [
         ("report", workdir / "report" / "index.html", f"{python} -m webbrowser -t {{}}"),
+        ("picture", workdir / "drive.png", f"{python} -m webbrowser -t {{}}"),
         ("submission", workdir / "submission.pkl", "ls -l {}"),
         ("checkpoints", workdir / "checkpoints", "ls {}"),
         ("TensorBoard", workdir / "tensorboard", f"{python} -m tensorboard.main --logdir {{}}"),

@@ -10,12 +10,38 @@ from absl import logging
 
 from recogdrive.data.context import ContextSource
 from recogdrive.data.hidden_cache.container import differences
+from recogdrive.data.vlm.vlm_inputs import VlmInputs
+from recogdrive.evaluation.planner_agent import TrainablePlanner
 from recogdrive.experiment import ConfigurationError
 
 
 def context_dtype(context: ContextSource) -> np.dtype:
     """Type of a source's tokens in a batch."""
     return jnp.dtype(getattr(context, "dtype", "float32"))
+
+
+def context_shapes(context: ContextSource) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of what a context source adds to a sample, without batch axis."""
+    if isinstance(context, VlmInputs):
+        return context.shapes()
+    tokens = (context.num_tokens, context.width)
+    return {"context": (tokens, context_dtype(context)), "context_mask": (tokens[:1], np.dtype(np.bool_))}
+
+
+def identified(context: ContextSource, planner: TrainablePlanner) -> ContextSource:
+    """The source, knowing what decides its values where a planner that runs the VLM itself knows that.
+
+    Raises:
+      ConfigurationError: The VLM's weights cannot be read, or the prompts are not for it.
+    """
+    fields_of = getattr(planner, "context_fields", None)
+    if fields_of is None or not isinstance(context, VlmInputs):
+        return context
+    try:
+        fields = fields_of(context.prompts)
+    except (ValueError, OSError) as error:
+        raise ConfigurationError(f"The online mode cannot start: {error}") from error
+    return context if fields is None else context.identified(fields)
 
 
 def describe_context(context: ContextSource) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from recogdrive.data.splits import PlanningSplits
 from recogdrive.evaluation.planner_agent import TrainablePlanner
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
-from recogdrive.stages.context_identity import require_same_context
+from recogdrive.stages.context_identity import identified, require_same_context
 from recogdrive.stages.open_loop import OpenLoop, headline
 from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
 
@@ -49,7 +49,8 @@ class Evaluate:
         if parent is None:
             raise ValueError("Evaluation needs weights: set PARENT to a run folder or an official .ckpt file.")
         self._evaluation.require()
-        require_same_context(self._context, parent, allowed=self._allow_other_context, binding="Evaluate")
+        context = identified(self._context, self._planner)
+        require_same_context(context, parent, allowed=self._allow_other_context, binding="Evaluate")
         params = load_planner_weights(self._planner, parent)
         splits = self._splits.open_evaluate()
         folder.update(data=self._splits.describe())

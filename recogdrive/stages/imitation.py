@@ -13,13 +13,12 @@ from recogdrive.data.context import ContextSource
 from recogdrive.data.samples import planner_samples
 from recogdrive.data.splits import PlanningSplits
 from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
-from recogdrive.evaluation.planner_agent import OFFICIAL_SUFFIX, TrainablePlanner
-from recogdrive.models.planner.official_checkpoint import save_official
+from recogdrive.evaluation.planner_agent import TrainablePlanner, frozen_weights
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
-from recogdrive.stages.context_identity import context_dtype, describe_context
+from recogdrive.stages.context_identity import context_shapes, describe_context, identified
 from recogdrive.stages.open_loop import OpenLoop, headline
-from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
+from recogdrive.stages.planner_weights import describe_parameters, export_weights, initial_weights, require_fit
 from recogdrive.training.loop import Trainer
 from recogdrive.training.memory import training_memory
 
@@ -75,10 +74,11 @@ class Imitation:
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Trains from scratch, or from the parent's weights, then evaluates and exports the final weights."""
         self._evaluation.require()
-        initial = None if parent is None else load_planner_weights(self._planner, parent)
+        context = identified(self._context, self._planner)
+        initial = initial_weights(self._planner, parent, self._trainer.seed)
         train = self._splits.open_train()
         evaluated = self._splits.open_evaluate()
-        folder.update(data=self._splits.describe(), seed=self._seed, context=describe_context(self._context))
+        folder.update(data=self._splits.describe(), seed=self._seed, context=describe_context(context))
         logging.info("Training on %d scenes of %s", len(train), train.name)
 
         stream = BatchStream(
@@ -92,21 +92,26 @@ class Imitation:
         )
         agent = self._evaluation.agent(self._planner, None, self._context)
         evaluate = self._evaluation.periodic(agent, self._context, evaluated)
-        state = self._trainer.fit(self._planner, stream, folder.path, evaluate=evaluate, init_params=initial)
+        state = self._trainer.fit(
+            self._planner,
+            stream,
+            folder.path,
+            evaluate=evaluate,
+            init_params=initial,
+            frozen=frozen_weights(self._planner),
+            identity=getattr(self._planner, "identity", dict)(),
+        )
         stream.close()
 
-        export = folder.path / EXPORT_FOLDER / f"{self._planner.name}{OFFICIAL_SUFFIX}"
-        export.parent.mkdir(exist_ok=True)
-        save_official(export, state.weights, self._planner)
+        export_weights(self._planner, state.weights, folder.path / EXPORT_FOLDER)
         agent.params = state.weights
         return headline(self._evaluation.final(folder.path, [agent], evaluated))
 
     def describe(self) -> Description:
         """Splits, weights, and the memory of one training step, as the compiler for this device reports it."""
         rows = self._batch_size
-        shapes = {
-            "context": ((rows, self._context.num_tokens, self._context.width), context_dtype(self._context)),
-            "context_mask": ((rows, self._context.num_tokens), jnp.bool_),
+        shapes = {name: ((rows, *shape), dtype) for name, (shape, dtype) in context_shapes(self._context).items()}
+        shapes |= {
             "history_trajectory": ((rows, HISTORY_FRAMES, 3), jnp.float32),
             "status_feature": ((rows, 8), jnp.float32),
             "trajectory": ((rows, FUTURE_FRAMES, 3), jnp.float32),
@@ -116,5 +121,7 @@ class Imitation:
         return Description(
             data=self._splits.describe(),
             parameters=describe_parameters(self._planner),
-            memory_bytes=training_memory(self._trainer, self._planner, batch),
+            memory_bytes=training_memory(
+                self._trainer, self._planner, batch, getattr(self._planner, "frozen_shapes", dict)()
+            ),
         )

@@ -31,8 +31,8 @@ from recogdrive.pdm.sources import PdmSceneSource
 
 SCORES = {"pdms": "pdms", "epdms": "epdms", "epdms_unfiltered": "epdms"}
 """Score -> prefix of the metrics that count its scenes."""
-HEADLINE_METRICS = (*SCORES, "ade", "fde", "miss_rate", "heading_error")
-"""Scores only where they are computed."""
+HEADLINE_METRICS = (*SCORES, "pdms_valid", "epdms_valid", "parse_rate", "ade", "fde", "miss_rate", "heading_error")
+"""Scores only where they are computed; parse rate and scores without invalid answers only of agents that answer."""
 
 
 @gin.register
@@ -229,5 +229,7 @@ def _result_line(metrics: Mapping[str, float], split: str) -> str:
             counts = f"{split}/{SCORES[name]}"
             label = partial_label(int(metrics[f"{counts}_scenes"]), int(metrics[f"{counts}_failed"]))
             text += f" {label}" if label else ""
+        if name == "parse_rate":
+            text += f" ({int(metrics[f'{split}/invalid'])} of {int(metrics[f'{split}/scenes'])} answers invalid)"
         shown.append(text)
     return "  ".join(shown)

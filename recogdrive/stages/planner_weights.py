@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import jax
+
 from recogdrive.data.context import ContextSource
-from recogdrive.evaluation.planner_agent import TrainablePlanner, trained_weights
+from recogdrive.evaluation.planner_agent import OFFICIAL_SUFFIX, TrainablePlanner, trained_weights
 from recogdrive.experiment import ConfigurationError
 from recogdrive.models.bridge import Params
+from recogdrive.models.planner.official_checkpoint import save_official
 from recogdrive.stages.base import Parameter
 from recogdrive.training.checkpoint import CheckpointError
 
@@ -27,12 +30,56 @@ def load_planner_weights(planner: TrainablePlanner, parent: Path) -> Params:
         raise ConfigurationError(f"Cannot start from PARENT={str(parent)!r}: {error}") from error
 
 
+def initial_weights(planner: TrainablePlanner, parent: Path | None, seed: int) -> Params | None:
+    """Weights that training starts from; None where the training loop draws all of them.
+
+    Args:
+      planner: What trains.
+      parent: Whose weights it starts from; None draws a planner's. A VLM that trains too is read from its folder.
+      seed: Of drawn weights.
+
+    Raises:
+      ConfigurationError: As `load_planner_weights`; or the VLM's folder cannot be used.
+    """
+    if parent is not None:
+        return load_planner_weights(planner, parent)
+    complete = getattr(planner, "complete", None)
+    if complete is None:
+        return None
+    try:
+        return complete(planner.planner.init(jax.random.key(seed)))
+    except (ValueError, OSError) as error:
+        raise ConfigurationError(f"Cannot start from the VLM's weights: {error}") from error
+
+
+def export_weights(planner: TrainablePlanner, weights: Params, folder: Path) -> None:
+    """Writes what the official code reads: the planner as `<name>.ckpt`, and beside it a VLM that was trained with it.
+
+    Args:
+      planner: What was trained.
+      weights: All of its weights.
+      folder: Where to; made where it is missing.
+    """
+    folder.mkdir(exist_ok=True)
+    alone = getattr(planner, "planner", planner)
+    own = {row.name for row in alone.parameter_table()}
+    save_official(folder / f"{planner.name}{OFFICIAL_SUFFIX}", {n: w for n, w in weights.items() if n in own}, alone)
+    export = getattr(planner, "export_vlm", None)
+    if export is not None:
+        export(folder, weights)
+
+
 def require_fit(context: ContextSource, planner: TrainablePlanner) -> None:
     """Checks that the planner reads tokens as wide as the context source makes them.
 
     Raises:
       ConfigurationError: It does not.
     """
+    if getattr(context, "holds_prompts", False) != getattr(planner, "reads_prompts", False):
+        raise ConfigurationError(
+            f"{type(context).__name__} and {type(planner).__name__} do not fit: an OnlinePlanner reads what VlmInputs "
+            "makes, and no other planner does; include gin/option/online.gin for both, or for neither."
+        )
     if context.width == planner.context_width:
         return
     found = f"{type(context).__name__} makes tokens of width {context.width}"

@@ -21,7 +21,7 @@ from recogdrive.evaluation.planner_agent import PlannerAgent, TrainablePlanner, 
 from recogdrive.evaluation.submission import SUBMISSION_FILE, Team, require_seeds, write_submission
 from recogdrive.run_folder import RunFolder, write_text
 from recogdrive.stages.base import Description
-from recogdrive.stages.context_identity import require_same_context
+from recogdrive.stages.context_identity import identified, require_same_context
 from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
 
 SUMMARY_FILE = "submission.json"
@@ -78,7 +78,8 @@ class WriteSubmission:
         self._team.require_complete()
         if parent is None:
             raise ValueError("A submission needs weights: set PARENT to a run folder or an official .ckpt file.")
-        require_same_context(self._context, parent, allowed=self._allow_other_context, binding="WriteSubmission")
+        context = identified(self._context, self._planner)
+        require_same_context(context, parent, allowed=self._allow_other_context, binding="WriteSubmission")
         params = load_planner_weights(self._planner, parent)
         agent = PlannerAgent(self._planner, params, self._context, batch_size=self._batch_size)
         agents = [agent.with_seed(seed) for seed in self._seeds]

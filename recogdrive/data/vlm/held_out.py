@@ -1,6 +1,7 @@
 """Parts of a source of conversations: those to train on and those held out."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 import gin
@@ -9,6 +10,8 @@ import numpy as np
 from recogdrive.data.vlm.conversations import Conversation, ConversationSource
 
 PARTS = ("training", "held_out")
+_ROUNDING = 1e-9
+"""Of a share times a number: a tenth of 30 are 3."""
 
 
 @gin.register
@@ -38,7 +41,7 @@ class ConversationSubset:
             raise ValueError(f"ConversationSubset.part={part!r} must be one of {', '.join(map(repr, PARTS))}.")
         numbers = record_numbers(source)
         records, first = np.unique(numbers, return_index=True)
-        count = -int(-held_out * len(records) // 1) if 0 < held_out < 1 else held_out
+        count = math.ceil(held_out * len(records) - _ROUNDING) if 0 < held_out < 1 else held_out
         if count != int(count) or not 0 < count < len(records):
             raise ValueError(
                 f"ConversationSubset.held_out={held_out!r} of {len(records)} records leaves one part empty; "

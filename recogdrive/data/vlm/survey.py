@@ -4,6 +4,7 @@ import collections
 import csv
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from recogdrive.data.vlm.samples import SampleSize, VlmSamples
 _SHOWN = 5
 """Faults of each cause that a message quotes."""
 _RECORDS_PER_TASK = 256
+_ROUNDING = 1e-9
+"""Of a share times a number: 0.29 of 100 are 29."""
 _VERSION = 1
 """Of the stored form; another one is measured anew."""
 
@@ -161,7 +164,7 @@ def check_budget(
     faults: Sequence[Fault], num_records: int, max_skipped: int | float, name: str, report: Path | None = None
 ) -> None:
     """Raises ValueError where there are more faults than may be skipped; quotes the first of every cause."""
-    allowed = int(max_skipped * num_records) if isinstance(max_skipped, float) else max_skipped
+    allowed = math.floor(max_skipped * num_records + _ROUNDING) if isinstance(max_skipped, float) else max_skipped
     if len(faults) <= allowed:
         return
     lines = [

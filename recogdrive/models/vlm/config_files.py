@@ -184,6 +184,6 @@ def _check(config: VlmConfig, dtype: str, tokenizer: VlmTokenizer | None) -> Non
         )
     if tokenizer is not None and tokenizer.vocab_size > config.language.vocab_size:
         raise ValueError(
-            f"{tokenizer} has {tokenizer.vocab_size} tokens, but the model only {config.language.vocab_size} rows; load "
-            f"the weights with vocab_size={tokenizer.vocab_size}"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model only {config.language.vocab_size} rows; "
+            f"load the weights with vocab_size={tokenizer.vocab_size}"
         )

@@ -12,11 +12,10 @@ from jaxtyping import Array, BFloat16
 
 from recogdrive.data.hidden_cache.record import Storage
 from recogdrive.data.vlm.scene_prompts import ScenePrompts
-from recogdrive.data.vlm.weights_folder import find_weights_folder
-from recogdrive.models.bridge import Params, check_names_and_shapes
+from recogdrive.models.bridge import Params
 from recogdrive.models.vlm.config import VlmConfig
 from recogdrive.models.vlm.internvl import InternVL
-from recogdrive.models.vlm.weights import load_weights
+from recogdrive.models.vlm.loading import VlmWeights, load_vlm
 
 INPUTS = ("input_ids", "segment_ids", "position_ids", "tiles", "num_tiles")
 """Entries of a batch that hidden states are made of."""
@@ -75,7 +74,7 @@ class HiddenStateEncoder:
         """
         return {"weights": weights, **self.fields, **prompts.fields, "storage": str(storage)}
 
-    def load(self, folder: Path) -> tuple[Params, str]:
+    def load(self, folder: str | Path | None) -> VlmWeights:
         """Weights for `encode`, in memory of the host, and their fingerprint.
 
         Args:
@@ -85,15 +84,7 @@ class HiddenStateEncoder:
           OSError: Nothing is there.
           ValueError: It cannot be used, or holds another model; every misfit is named.
         """
-        loaded = load_weights(
-            find_weights_folder(folder), dtype=self._weights_dtype, vocab_size=self.vlm.config.language.vocab_size
-        )
-        table = {row.name: tuple(row.shape) for row in self.vlm.parameter_table()}
-        try:
-            check_names_and_shapes({name: value.shape for name, value in loaded.params.items()}, table, "weight")
-        except ValueError as error:
-            raise ValueError(f"{folder} holds another VLM than the configured one: {error}") from error
-        return loaded.params, loaded.fingerprint
+        return load_vlm(self.vlm, folder, self._weights_dtype)
 
     def check(self, prompts: ScenePrompts) -> None:
         """Refuses prompts that are not for this model; names every value that does not fit.

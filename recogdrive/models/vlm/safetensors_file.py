@@ -21,8 +21,8 @@ DTYPES: Mapping[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 """Those whose every value float32 holds."""
-PIECE = 1 << 22
-"""Numbers handled at a time."""
+PIECE = 1 << 18
+"""Numbers handled at a time: few enough to stay in the cache of a core from reading to hashing."""
 _SIZE = 8
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 

@@ -1,7 +1,7 @@
-"""Loads InternVL's weights from a checkpoint folder of either layout, and tells weights by a fingerprint.
+"""Loads and writes InternVL's weights as checkpoint folders of either layout, and tells weights by a fingerprint.
 
-A folder is read shard by shard, straight into the arrays of stacked layers: besides these, only a buffer of a few
-megabytes is in memory. Names are those of `recogdrive.models.vlm.layout`.
+A folder is read shard by shard, straight into the arrays of stacked layers: besides these, only a buffer of a
+megabyte is in memory. Names are those of `recogdrive.models.vlm.layout`.
 """
 
 import dataclasses
@@ -204,13 +204,13 @@ class _Hashes:
         for stacked, shape in shapes.items():
             for name in layer_names(stacked, shape[0]):
                 head = f"{name} {tuple(map(int, shape[1:] if '*' in stacked else shape))}\n"
-                self._hashes[name] = hashlib.blake2b(head.encode(), digest_size=32)
+                self._hashes[name] = hashlib.sha256(head.encode())
 
     def update(self, name: str, numbers: np.ndarray) -> None:
         self._hashes[name].update(memoryview(numbers).cast("B"))
 
     def digest(self) -> str:
-        whole = hashlib.blake2b(digest_size=32)
+        whole = hashlib.sha256()
         for name in sorted(self._hashes):
             whole.update(self._hashes[name].digest())
         return whole.hexdigest()

@@ -18,6 +18,7 @@ from recogdrive.data.types import (
     MapPatch,
     Scene,
 )
+from recogdrive.evaluation.agents import Answer
 from recogdrive.geometry import from_frame
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.scene import PdmScene, PolygonLayer
@@ -125,6 +126,31 @@ class FixedAgent:
 def fixed_agent() -> type[FixedAgent]:
     """An agent whose errors are known beforehand."""
     return FixedAgent
+
+
+class TalkingAgent(FixedAgent):
+    """Says where it drives, 1 m left of the recorded future; says nothing of use for the tokens named as mumbled."""
+
+    def __init__(self, name: str = "vlm_text", mumbled: tuple[str, ...] = (), failing: tuple[str, ...] = ()):
+        super().__init__(name, failing=failing)
+        self.mumbled = mumbled
+        self.answers: dict[str, Answer] = {}
+
+    def plan(self, scenes) -> np.ndarray:
+        planned = super().plan(scenes)
+        for i, scene in enumerate(scenes):
+            if scene.token in self.mumbled:
+                planned[i] = np.nan
+                self.answers[scene.token] = Answer("I would rather walk.", None, "no pose in it")
+            else:
+                self.answers[scene.token] = Answer("As the human did.", planned[i].astype(np.float64))
+        return planned
+
+
+@pytest.fixture
+def talking_agent() -> type[TalkingAgent]:
+    """An agent that answers in words, some of which state no trajectory."""
+    return TalkingAgent
 
 
 PDM_ORIGIN = np.array([100.0, 50.0, np.pi / 2])

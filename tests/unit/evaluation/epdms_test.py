@@ -217,3 +217,17 @@ def test_every_row_scores_what_its_sub_scores_say(evaluation, extended_scene):
         own = {name: getattr(row, name) for name in SUB_SCORES}
         assert row.score == row.score_unfiltered == weighted_score(own, row.two_frame_extended_comfort)
         assert [row.filtered(name) for name in ALL_SUB_SCORES] == [getattr(row, name) for name in ALL_SUB_SCORES]
+
+
+def test_an_answer_without_a_trajectory_scores_0_and_has_no_part_in_pairs(make_scene, talking_agent, extended_scene):
+    agent = talking_agent(mumbled=(token(1),))
+    evaluation = evaluate_open_loop([agent], [("val", [make_scene(i) for i in range(4)])])
+
+    found = evaluate_epdms(evaluation, extended_scene, ToldScorer())
+
+    row = found.rows[1]
+    assert (row.valid, row.parsed, row.score, row.score_unfiltered, row.lane_keeping) == (False, False, 0.0, 0.0, None)
+    assert found.failed == () and [r.previous_token for r in found.rows] == ["", "", "", token(2)]
+    summary = summarise_epdms(found.rows)["vlm_text"]
+    assert (summary["epdms"], summary["epdms_unfiltered"], summary["epdms_valid"]) == (0.75, 0.75, 1.0)
+    assert (summary["epdms_failed"], summary["epdms_partial"], summary["epdms_lane_keeping"]) == (0, 0, 1.0)

@@ -187,3 +187,54 @@ def test_bootstrap_interval_of_a_fair_coin_is_the_binomial_one():
     assert low == pytest.approx(0.451, abs=0.006)
     assert high == pytest.approx(0.549, abs=0.006)
     assert bootstrap_interval(values) == (low, high)
+
+
+def test_an_answer_without_a_trajectory_is_counted_and_means_leave_it_out(make_scene, talking_agent, caplog):
+    scenes = [make_scene(i) for i in range(4)]
+    agents = [talking_agent(mumbled=(scenes[1].token,)), Human()]
+
+    with caplog.at_level("WARNING"):
+        evaluation = evaluate_open_loop(agents, [("val", scenes)], chunk_size=3)
+
+    rows = evaluation.rows_of("val", "vlm_text")
+    assert [row.parsed for row in rows] == [True, False, True, True]
+    assert [row.valid for row in rows] == [True, False, True, True] and rows[1].ade is None
+    assert rows[1].problem == "the answer states no trajectory: no pose in it"
+    assert np.isnan(evaluation.splits[0].predictions["vlm_text"][1]).all(), "never zeros"
+    assert list(evaluation.splits[0].answers["vlm_text"]) == [scene.token for scene in scenes]
+    summary = summarise(evaluation.rows)
+    assert (summary["vlm_text"]["invalid"], summary["vlm_text"]["parse_rate"]) == (1, 0.75)
+    assert summary["vlm_text"]["val/ade"] == pytest.approx(1.0) and summary["vlm_text"]["invalid_scenes"] == 1
+    assert "parse_rate" not in summary["human"] and {row.parsed for row in evaluation.rows_of("val", "human")} == {None}
+    assert "1 of 4 answers state no trajectory" in caplog.text and "not finite" not in caplog.text
+
+
+def test_a_broken_plan_of_an_agent_that_answered_is_no_invalid_answer(make_scene, talking_agent, caplog):
+    scenes = [make_scene(i) for i in range(2)]
+
+    evaluation = evaluate_open_loop([talking_agent(failing=(scenes[0].token,))], [("val", scenes)])
+
+    row = evaluation.rows_of("val", "vlm_text")[0]
+    assert (row.valid, row.parsed, row.problem) == (False, True, "5 of 8 poses are not finite")
+    assert summarise(evaluation.rows)["vlm_text"]["invalid"] == 0
+    assert "1 of 2 predictions are not finite" in caplog.text
+
+
+def test_zeros_in_place_of_an_answer_that_states_nothing_are_refused(make_scene, talking_agent):
+    class Pretending(talking_agent):
+        def plan(self, scenes):
+            return np.nan_to_num(super().plan(scenes))
+
+    with pytest.raises(ValueError, match=r"'vlm_text' on scene 0{15}1: an answer has poses, or a problem and a plan"):
+        evaluate_open_loop([Pretending(mumbled=(f"{1:016x}",))], [("val", [make_scene(0), make_scene(1)])])
+
+
+def test_a_plan_without_its_answer_is_refused(make_scene, talking_agent):
+    class Silent(talking_agent):
+        def plan(self, scenes):
+            planned = super().plan(scenes)
+            self.answers.clear()
+            return planned
+
+    with pytest.raises(ValueError, match="'vlm_text' has no answer to scene 0{16}"):
+        evaluate_open_loop([Silent()], [("val", [make_scene(0)])])

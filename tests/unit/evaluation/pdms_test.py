@@ -228,3 +228,34 @@ def test_counts_out_of_range_are_refused(evaluation, pdm_scene, telling_scorer, 
 def test_there_is_no_summary_of_nothing():
     with pytest.raises(ValueError, match="no rows to summarise"):
         summarise_pdms([])
+
+
+def test_an_answer_without_a_trajectory_scores_0_and_is_not_failed(scenes, talking_agent, pdm_scene, telling_scorer):
+    agents = [talking_agent(mumbled=(scenes[1].token,)), Human()]
+    told = {(scenes[0].token, 0): {"score": 0.5}}
+
+    pdms = evaluate_pdms(evaluate_open_loop(agents, [("val", scenes[:4])]), pdm_scene, telling_scorer(told))
+
+    row = pdms.rows_of("val", "vlm_text")[1]
+    assert (row.valid, row.parsed, row.score, row.ego_progress) == (False, False, 0.0, None)
+    assert row.problem == "the answer states no trajectory: no pose in it"
+    assert pdms.failed == () and row.token not in {e.row.token for e in pdms.evidence["val", "vlm_text"]}
+    summary = summarise_pdms(pdms.rows)
+    assert summary["vlm_text"]["pdms"] == pytest.approx(2.5 / 4)
+    assert summary["vlm_text"]["pdms_valid"] == pytest.approx(2.5 / 3)
+    assert summary["vlm_text"]["pdms_ci95_low"] < 2.5 / 4, "the interval is that of the headline"
+    assert summary["vlm_text"]["ego_progress"] == 1.0
+    assert [summary["vlm_text"][f"pdms_{name}"] for name in ("scenes", "failed", "partial")] == [4, 0, 0]
+    assert "pdms_valid" not in summary["human"]
+
+
+def test_a_scene_that_cannot_be_scored_is_failed_whatever_the_answer(
+    make_scene, talking_agent, pdm_scene, telling_scorer
+):
+    scene = make_scene(0, metadata={"problem": "no route ahead"})
+
+    pdms = evaluate_pdms(
+        evaluate_open_loop([talking_agent(mumbled=(scene.token,))], [("val", [scene])]), pdm_scene, telling_scorer()
+    )
+
+    assert [(row.problem, row.score) for row in pdms.failed] == [("no route ahead", None)]

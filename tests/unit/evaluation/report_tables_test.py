@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from recogdrive.evaluation.report_tables import Column, Counts, break_down, summary_table
+from recogdrive.evaluation.report_tables import Column, Counts, answer_table, break_down, summary_table
 
 COUNTS = Counts("scenes", "failed", "partial")
 NAN = float("nan")
@@ -12,10 +12,6 @@ NAN = float("nan")
 class Row:
     layout: str
     value: float | None
-
-    @property
-    def valid(self):
-        return self.value is not None
 
 
 def metrics(value, partial=0):
@@ -82,3 +78,22 @@ def test_a_property_that_all_or_none_share_makes_no_table():
     different = {"planner": [Row("curve", 0.1), Row("merge", 0.2)]}
     for rows in (alike, different):
         assert break_down(rows, "layout", lambda row: row.value, spec=".2f", high_is_worse=True) is None
+
+
+def test_answers_are_counted_for_agents_that_answer_alone():
+    spoken = {"val/scenes": 4, "val/invalid": 1, "val/parse_rate": 0.75, "val/pdms": 0.6, "val/pdms_valid": 0.8}
+    assert answer_table({"vlm_text": spoken, "human": metrics(1.0)}, "val") == [
+        {
+            "agent": "vlm_text",
+            "scenes": 4,
+            "invalid": 1,
+            "parse_rate": "75.0%",
+            "scores": [{"name": "PDMS", "all": "60.0%", "valid": "80.0%"}],
+        }
+    ]
+
+
+def test_an_agent_without_any_readable_answer_has_no_score_of_valid_ones():
+    spoken = {"val/scenes": 2, "val/invalid": 2, "val/parse_rate": 0.0, "val/pdms": 0.0, "val/pdms_valid": NAN}
+    (entry,) = answer_table({"vlm_text": spoken}, "val")
+    assert entry["scores"] == [{"name": "PDMS", "all": "0.0%", "valid": "none"}]

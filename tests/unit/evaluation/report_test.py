@@ -11,6 +11,7 @@ from PIL import Image
 
 from recogdrive.evaluation.agents import ConstantVelocity, Human
 from recogdrive.evaluation.open_loop import evaluate_open_loop, summarise
+from recogdrive.evaluation.pdms import evaluate_pdms
 from recogdrive.evaluation.report import median_rows, worst_rows, write_report
 from recogdrive.evaluation.tables import write_tables
 
@@ -267,3 +268,20 @@ def test_a_run_record_that_is_no_object_is_refused(tmp_path, scenes):
 
     with pytest.raises(ValueError, match=r"run\.json holds a list, not an object"):
         write_report(tmp_path, evaluate_open_loop([Human()], [("val", scenes)]))
+
+
+def test_answers_without_a_trajectory_are_counted_on_the_page(
+    tmp_path, make_scene, talking_agent, pdm_scene, telling_scorer
+):
+    scenes = [make_scene(i) for i in range(4)]
+    evaluation = evaluate_open_loop([talking_agent(mumbled=(scenes[1].token,)), Human()], [("val", scenes)])
+    pdms = evaluate_pdms(evaluation, pdm_scene, telling_scorer())
+    write_tables(tmp_path, evaluation, pdms)
+
+    page = Page(write_report(tmp_path, evaluation, pdms=pdms).read_text())
+
+    assert page.errors == []
+    text = " ".join(page.texts)
+    assert "75.0% 1 of 4 PDMS 75.0% (100.0%)" in text
+    assert "the answer states no trajectory: no pose in it" in text
+    assert "../answers.jsonl" in page.links

@@ -181,3 +181,45 @@ def test_merged_summaries_keep_agents_that_only_one_has():
         "a": {"x": 1.0, "y": 2.0, "val/x": 1.0},
         "b": {"y": 3.0},
     }
+
+
+def test_answers_are_written_word_for_word(tmp_path, make_scene, talking_agent):
+    scenes = [make_scene(i) for i in range(2)]
+    agents = [talking_agent(mumbled=(scenes[1].token,)), Human()]
+
+    write_tables(tmp_path, evaluate_open_loop(agents, [("val", scenes)]))
+
+    first, second = (json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines())
+    assert first | {"poses": 0} == {
+        "split": "val",
+        "agent": "vlm_text",
+        "token": scenes[0].token,
+        "text": "As the human did.",
+        "valid": True,
+        "poses": 0,
+        "problem": "",
+    }
+    assert first["poses"][7] == [20.0, 1.0, 0.0]
+    assert (second["text"], second["valid"], second["poses"]) == ("I would rather walk.", False, None)
+    assert second["problem"] == "no pose in it"
+
+
+def test_without_agents_that_answer_there_is_no_file_of_answers(tmp_path, evaluation):
+    write_tables(tmp_path, evaluation)
+
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_navsims_table_holds_an_invalid_answer_as_a_score_of_0(
+    tmp_path, make_scene, talking_agent, pdm_scene, telling_scorer
+):
+    scenes = [make_scene(i) for i in range(2)]
+    evaluation = evaluate_open_loop([talking_agent(mumbled=(scenes[1].token,))], [("val", scenes)])
+    write_pdms(tmp_path, evaluate_pdms(evaluation, pdm_scene, telling_scorer()))
+
+    assert cells(tmp_path / "pdms" / "val" / "vlm_text.csv")[2:] == [
+        [scenes[1].token, "False", *[""] * 6, "0.0"],
+        ["average", "False", *["1.0"] * 6, "0.5"],
+    ]
+    assert len(cells(tmp_path / "pdms" / "failed.csv")) == 1
+    assert read_pdms_rows(tmp_path)[1].parsed is False

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recogdrive.data.context import SceneTokens
-from recogdrive.evaluation.agents import ConstantVelocity, Human, recorded_trajectories
+from recogdrive.evaluation.agents import Answer, ConstantVelocity, Human, recorded_trajectories
 from recogdrive.evaluation.epdms import EpdmsEvaluation, EpdmsRow
 from recogdrive.models.ego_status_mlp import EgoStatusMLP
 from recogdrive.models.planner.official_checkpoint import save_official
@@ -274,3 +274,22 @@ def test_the_agent_takes_batch_size_and_seed_from_the_component(monkeypatch):
     monkeypatch.setattr(open_loop, "PlannerAgent", lambda *a, **k: made.update(k))
     OpenLoop(batch_size=7, seed=5).agent("planner", "weights", CONTEXT)
     assert made == {"batch_size": 7, "seed": 5}
+
+
+def test_the_log_line_counts_invalid_answers(caplog, straight_scene, tmp_path):
+    class Mumbling:
+        name = "vlm_text"
+
+        def __init__(self):
+            self.answers = {}
+
+        def plan(self, scenes):
+            self.answers |= {scene.token: Answer("Left, I think.", None, "no pose") for scene in scenes}
+            return np.full((len(scenes), 8, 3), np.nan, dtype=np.float32)
+
+    with caplog.at_level("INFO"):
+        summary = OpenLoop(baselines=[]).final(tmp_path, [Mumbling()], {"val": Source(straight_scene, 3)})
+
+    assert "parse_rate 0.000 (3 of 3 answers invalid)" in caplog.text
+    assert headline(summary)["vlm_text/parse_rate"] == 0.0
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3
