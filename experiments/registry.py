@@ -3,7 +3,6 @@
 from recogdrive.experiment import Experiment, Reference
 
 _UPSTREAM = "upstream README, navtest table"
-_VLM = "the InternVL3 stages: fine-tuning and the hidden-state cache"
 _RL = "the DiffGRPO stage, whose reward is the PDM score"
 
 
@@ -17,55 +16,80 @@ def _family(size: str, vlm_pdms: float, il_pdms: float, rl_pdms: float) -> list[
     return [
         Experiment(
             name=f"{size}_sft",
-            description=f"InternVL3-{name} fine-tuned on driving conversations.",
+            description=f"InternVL3-{name} fine-tuned on driving conversations; VLM_WEIGHTS names InternVL3's folder.",
+            parent_macro="VLM_WEIGHTS",
             reference=reference(vlm_pdms),
-            missing=_VLM,
+        ),
+        Experiment(
+            name=f"{size}_vlm_eval",
+            description=f"The fine-tuned {name} model alone as a planner: trajectories as text, on navtest.",
+            reads=f"{size}_sft",
+            reference=reference(vlm_pdms),
         ),
         Experiment(
             name=f"{size}_cache",
-            description=f"Hidden states of the fine-tuned {name} model for every navtrain and navtest scene.",
+            description=f"Hidden states of the fine-tuned {name} model for navtrain.",
             starts_from=f"{size}_sft",
-            missing=_VLM,
+            parent_macro="VLM_WEIGHTS",
+        ),
+        Experiment(
+            name=f"{size}_cache_navtest",
+            description="The same for navtest, for evaluations that read a cache.",
+            starts_from=f"{size}_sft",
+            parent_macro="VLM_WEIGHTS",
         ),
         Experiment(
             name=f"{size}_il",
             description="Diffusion planner imitating navtrain on cached hidden states.",
-            starts_from=f"{size}_cache",
+            reads=f"{size}_cache",
             reference=reference(il_pdms),
-            missing=_VLM,
         ),
         Experiment(
             name=f"{size}_il_ema",
             description="The same with an exponential moving average of the weights, which is what is evaluated.",
-            starts_from=f"{size}_cache",
-            missing=_VLM,
+            reads=f"{size}_cache",
         ),
         Experiment(
             name=f"{size}_rl",
             description="DiffGRPO on navtrain from the imitation planner.",
             starts_from=f"{size}_il",
             reference=reference(rl_pdms),
-            missing=f"{_RL}; and {_VLM}",
+            missing=_RL,
         ),
         Experiment(
             name=f"{size}_eval",
-            description="Score of the reinforced planner on navtest.",
+            description="Score of a planner on navtest, the VLM in its program: any planner's weights, no cache.",
             starts_from=f"{size}_rl",
             reference=reference(rl_pdms),
-            missing=_VLM,
         ),
     ]
 
 
 EXPERIMENTS = [
     Experiment(
-        name="quickstart",
-        description="Small planner imitating the synthetic town's expert, seen on new scenes; minutes on a CPU.",
-    ),
-    Experiment(
         name="quickstart_sft",
         description="Small VLM that learns, from random weights, to answer about the synthetic town; minutes on a CPU.",
         parent_macro="VLM_WEIGHTS",
+    ),
+    Experiment(
+        name="quickstart_vlm_eval",
+        description="That VLM alone as a planner: it writes its trajectories as text, seen on new scenes.",
+        reads="quickstart_sft",
+    ),
+    Experiment(
+        name="quickstart_cache",
+        description="Hidden states of that VLM for the scenes that quickstart learns from and is seen on.",
+        starts_from="quickstart_sft",
+        parent_macro="VLM_WEIGHTS",
+    ),
+    Experiment(
+        name="quickstart",
+        description="Small planner imitating the town's expert on these hidden states, seen on new scenes.",
+        reads="quickstart_cache",
+    ),
+    Experiment(
+        name="town_il",
+        description="The same on map and agents as vectors instead of a VLM's states: perfect perception.",
     ),
     Experiment(
         name="mini_il",
@@ -118,12 +142,31 @@ EXPERIMENTS = [
         description="Evaluates a planner of debug_il on other scenes of the synthetic town.",
         starts_from="debug_il",
     ),
-    Experiment(name="debug_sft", description="Tiny VLM on conversations about the synthetic town.", missing=_VLM),
+    Experiment(
+        name="debug_sft",
+        description="Tiny VLM with InternVL3's tokenizer, some steps on conversations about the synthetic town.",
+        parent_macro="VLM_WEIGHTS",
+    ),
+    Experiment(
+        name="debug_vlm_eval",
+        description="That VLM alone as a planner; after so few steps its answers are no trajectories.",
+        reads="debug_sft",
+    ),
     Experiment(
         name="debug_cache",
-        description="Hidden states of the tiny VLM for the synthetic town.",
+        description="Hidden states of the tiny VLM for some scenes of the synthetic town.",
         starts_from="debug_sft",
-        missing=_VLM,
+        parent_macro="VLM_WEIGHTS",
+    ),
+    Experiment(
+        name="debug_cached_il",
+        description="Tiny planner on the hidden states of debug_cache.",
+        reads="debug_cache",
+    ),
+    Experiment(
+        name="debug_online_eval",
+        description="Evaluates a planner of debug_cached_il with the VLM in its program.",
+        starts_from="debug_cached_il",
     ),
     Experiment(
         name="debug_rl",

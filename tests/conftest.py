@@ -1,6 +1,8 @@
-"""Fixtures shared by every test: where the reference data is, and a clean gin around each test."""
+"""Shared by every test: where the reference data is, a clean gin around each test, and programs compiled once."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import gin
@@ -14,6 +16,18 @@ if os.environ.get("CI") == "true":
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets all workers, and the processes that tests start, share what they compile, as a user's runs may.
+
+    The folder is new for every session, unless JAX_COMPILATION_CACHE_DIR names another. Workers inherit it.
+    """
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="recogdrive_compiled_")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
 
 
 def _present_or_absent(path: Path, what: str) -> Path:

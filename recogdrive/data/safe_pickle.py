@@ -156,6 +156,25 @@ def load_record_pickle(
     return _load(data, name, {**names, **PLAIN_NAMES}, what, max_bytes, max_instructions)
 
 
+def load_pickle_content(
+    data: bytes, name: str, names: Mapping[tuple[str, str], Name], *, what: str, max_bytes: int
+) -> Any:
+    """Loads what `load_log_pickle` loads, and what the given names stand for.
+
+    Args:
+      data: Content of the file.
+      name: Of the file, for messages.
+      names: (module, name) -> what it stands for; see `pickle_names`.
+      what: What the file should be, for messages.
+      max_bytes: Largest content that is read.
+
+    Raises:
+      ForbiddenPickleError: See `load_log_pickle`.
+      CorruptPickleError: It ends early, does not parse, or is larger than `max_bytes`.
+    """
+    return _load(data, name, {**names, **PLAIN_NAMES}, what, max_bytes, MAX_RECORD_INSTRUCTIONS)
+
+
 def _load(
     data: bytes, name: str, names: Mapping[tuple[str, str], Name], what: str, max_bytes: int, max_instructions: int
 ) -> Any:

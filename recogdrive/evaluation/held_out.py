@@ -1,10 +1,11 @@
 """Held-out conversations: loss, accuracy, and what the model answers, while it trains."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jaxtyping import Int64
 
 from recogdrive.data.vlm.chat import tokenise_prompt
 from recogdrive.data.vlm.conversations import Conversation
@@ -15,29 +16,43 @@ from recogdrive.models.vlm.internvl import InternVL
 from recogdrive.training.sharding import DataParallel, HostBatch
 
 
+class Batches(Protocol):
+    """Batches by number, such as `recogdrive.data.vlm.stream.BatchesOnce`."""
+
+    def __getitem__(self, index: int) -> HostBatch:
+        """One batch: this process's rows."""
+        ...
+
+
 class HeldOutLoss:
     """Cross entropy and accuracy over the supervised tokens of fixed batches.
 
     Args:
       vlm: The model.
-      batches: Rows of this process, equally many batches in every process.
+      batches: The same number of them in every process.
+      chosen: Which of them to look at.
       sharding: Placement of batches.
       batch_size: Rows of a global batch.
     """
 
-    def __init__(self, vlm: InternVL, batches: Sequence[HostBatch], sharding: DataParallel, batch_size: int) -> None:
-        self._batches = batches
+    def __init__(
+        self, vlm: InternVL, batches: Batches, chosen: Sequence[int], sharding: DataParallel, batch_size: int
+    ) -> None:
+        self._batches, self._chosen = batches, chosen
         self._sharding = sharding
         self._batch_size = batch_size
-        self._sums = jax.jit(lambda params, batch: jax.tree.map(lambda rows: rows.sum(), vlm.loss_rows(params, batch)))
+        self._sums = jax.jit(
+            lambda params, batch: jax.tree.map(lambda rows: rows.sum(), vlm.loss_rows(params, batch)),
+            out_shardings=sharding.replicated,
+        )
 
     def __call__(self, params: Params) -> dict[str, float]:
         """`loss`, one mean over the weighted tokens of all batches, and `accuracy`, the share of tokens guessed."""
         total = np.zeros(4)
-        for batch in self._batches:
-            placed = self._sharding.put_batch(batch, self._batch_size)
-            total += np.array([float(value) for value in self._sums(params, placed)])
-        loss, weight, right, supervised = total
+        for number in self._chosen:
+            placed = self._sharding.put_batch(self._batches[int(number)], self._batch_size)
+            total += np.asarray(jax.device_get(self._sums(params, placed)), np.float64)
+        loss, weight, right, supervised = total.tolist()
         return {"loss": loss / weight, "accuracy": right / supervised}
 
 
@@ -47,17 +62,27 @@ class SampleAnswers:
     Args:
       vlm: The model.
       samples: Conversations with tokenizer and tiling.
-      chosen: Which of them.
+      chosen: Which of them, at least one.
       max_new_tokens: Length after which an answer is cut.
+      sharding: Devices of the weights.
     """
 
-    def __init__(self, vlm: InternVL, samples: VlmSamples, chosen: Sequence[int], max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        vlm: InternVL,
+        samples: VlmSamples,
+        chosen: Sequence[int],
+        max_new_tokens: int,
+        sharding: DataParallel,
+    ) -> None:
         self._tokenizer = samples.tokenizer
-        conversations = [samples.conversations[i] for i in chosen]
+        conversations = [samples.conversations[int(i)] for i in chosen]
         self._shown = [(_question(c), next(t.text for t in c.turns if t.role == "gpt")) for c in conversations]
         self._batch = _prompt_rows([_prompt(c, samples) for c in conversations], samples)
         stop = [samples.tokenizer.eos_id]
-        self._generate = jax.jit(lambda params, batch: vlm.generate(params, batch, max_new_tokens, stop))
+        self._generate = jax.jit(
+            lambda params, batch: vlm.generate(params, batch, max_new_tokens, stop), out_shardings=sharding.replicated
+        )
 
     def __call__(self, params: Params) -> str:
         """Questions and both answers, as Markdown."""
@@ -69,6 +94,36 @@ class SampleAnswers:
                 f"**Question**\n\n{_fenced(question)}\n\n**Data**\n\n{_fenced(expected)}\n\n**Model**\n\n{_fenced(answer)}"
             )
         return "\n\n---\n\n".join(parts)
+
+
+class HeldOutEvaluation:
+    """Everything there is to say about weights on held-out conversations, in the form `Trainer.fit` calls.
+
+    Args:
+      frozen: Weights that do not train, on the devices.
+      loss: Gives the figures.
+      answers: Gives the text, if any is wanted.
+
+    Attributes:
+      latest: Results of the last call; None before the first.
+    """
+
+    def __init__(self, frozen: Params, loss: HeldOutLoss, answers: SampleAnswers | None) -> None:
+        self._frozen, self._loss, self._answers = frozen, loss, answers
+        self.latest: Mapping[str, Any] | None = None
+
+    def __call__(self, params: Params, step: int) -> Mapping[str, Any]:
+        """Loss and accuracy by name, and `answers` as Markdown."""
+        del step
+        weights = {**self._frozen, **params}
+        found: dict[str, Any] = dict(self._loss(weights))
+        self.latest = found if self._answers is None else found | {"answers": self._answers(weights)}
+        return self.latest
+
+
+def evenly_spaced(length: int, count: int) -> Int64[np.ndarray, "n"]:
+    """At most `count` of the numbers below `length`, the first and the last among them."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
 
 
 def _fenced(text: str) -> str:

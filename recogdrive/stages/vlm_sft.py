@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,25 @@ import numpy as np
 from absl import logging
 
 from recogdrive.data.vlm.fine_tuning_data import FineTuningData
-from recogdrive.data.vlm.samples import VlmSamples
-from recogdrive.data.vlm.stream import VlmBatchStream, batches_once
-from recogdrive.data.vlm.survey import Survey
+from recogdrive.data.vlm.stream import BatchesOnce, VlmBatchStream
 from recogdrive.data.vlm.tokenizer import VlmTokenizer
 from recogdrive.data.vlm.weights_folder import EXPORT_FOLDER, ORIGINAL, TRANSFORMERS, find_weights_folder
-from recogdrive.evaluation.held_out import HeldOutLoss, SampleAnswers
+from recogdrive.evaluation.held_out import HeldOutEvaluation, HeldOutLoss, SampleAnswers, evenly_spaced
 from recogdrive.experiment import ConfigurationError
 from recogdrive.models.bridge import Params
 from recogdrive.models.vlm.internvl import InternVL
-from recogdrive.models.vlm.lora import merge_lora
+from recogdrive.models.vlm.lora import LORA_A, merge_lora
 from recogdrive.models.vlm.trainable import TrainableSet
 from recogdrive.models.vlm.weights import LoadedVlm, load_weights, save_original, save_transformers
-from recogdrive.run_folder import RunFolder
+from recogdrive.run_folder import RunFolder, write_text
 from recogdrive.stages.base import Description, Parameter
 from recogdrive.training.fine_tuning import FineTuning
 from recogdrive.training.loop import Trainer
 from recogdrive.training.memory import training_memory
 from recogdrive.training.sharding import DataParallel
 
+ANSWERS_FILE = "answers.md"
+"""Within a run folder: what the final weights answer to held-out questions."""
 _SAVERS = {ORIGINAL: save_original, TRANSFORMERS: save_transformers}
 
 
@@ -56,7 +56,8 @@ class VlmSft:
       export_dtype: Of the written weights, "bfloat16" or "float32".
 
     Raises:
-      ValueError: A number out of range, an unknown layout, tiles of another side than the model's.
+      ValueError: A number out of range, an unknown layout or precision, tiles of another side than the model's, a
+        micro-batch that the model's groups of rows do not divide.
 
     Source: upstream `internvl_chat_finetune.py`.
     """
@@ -80,6 +81,8 @@ class VlmSft:
     ) -> None:
         if unknown := [layout for layout in export if layout not in _SAVERS]:
             raise ValueError(f"VlmSft.export={list(export)} names {unknown[0]!r}; layouts are {', '.join(_SAVERS)}.")
+        if export_dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"VlmSft.export_dtype={export_dtype!r} must be 'bfloat16' or 'float32'.")
         if data.tiling.image_size != vlm.config.tile_size:
             raise ValueError(
                 f"Tiling.image_size={data.tiling.image_size}, but the model's tiles have {vlm.config.tile_size} pixels "
@@ -87,10 +90,12 @@ class VlmSft:
             )
         if epochs is not None and not epochs > 0:
             raise ValueError(f"VlmSft.epochs={epochs} must be positive, or None to train for the trainer's steps.")
-        if answers < 0 or max_new_tokens < 1:
+        if answers < 0 or max_new_tokens < 1 or (held_out_batches is not None and held_out_batches < 1):
             raise ValueError(
-                f"VlmSft.answers={answers} must not be negative, max_new_tokens={max_new_tokens} positive."
+                f"VlmSft.answers={answers} must not be negative, max_new_tokens={max_new_tokens} and "
+                f"held_out_batches={held_out_batches} positive."
             )
+        _check_groups(vlm, batch_size, trainer.accumulation_steps)
         self._vlm = vlm
         self._data = data
         self._trainer = trainer
@@ -111,37 +116,35 @@ class VlmSft:
             raise ValueError(
                 "Fine-tuning needs weights: set VLM_WEIGHTS to a folder of InternVL3 weights, or VlmSft.from_scratch."
             )
-        self._check_rows_per_group()
+        sharding = self._trainer.sharding or DataParallel()
         tokenizer = self._data.tokenizer.open(parent)
         self._check_tokenizer(tokenizer)
-        tokens_per_tile = self._vlm.config.tokens_per_tile
-        samples, survey = self._data.samples(
-            self._data.train, tokenizer, tokens_per_tile, self._seed, folder.path / "data" / "train"
-        )
-        stream = self._data.stream(
-            samples,
-            survey,
-            batch_size=self._batch_size,
-            seed=self._seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        stream, found = self._training_stream(tokenizer, folder.path)
         trainer = self._sized_trainer(stream)
-        initial, frozen, origin = self._initial(parent, trainer.seed, tokenizer)
-        folder.update(data=self._describe_data(survey), seed=self._seed, weights=origin, steps=trainer.steps)
-        evaluate = self._evaluation(tokenizer, frozen, folder.path, trainer)
+        initial, frozen, origin = self._initial(parent, trainer.seed)
+        frozen = sharding.put_state(frozen)
+        folder.update(data=self._data.describe() | {"train": found}, seed=self._seed, weights=origin)
+        folder.update(steps=trainer.steps)
+        evaluation = self._evaluation(tokenizer, frozen, folder.path, sharding)
         state = trainer.fit(
-            self._objective, stream, folder.path, evaluate, initial, frozen, identity={"frozen_weights": origin}
+            self._objective, stream, folder.path, evaluation, initial, frozen, identity={"weights": origin}
         )
         stream.close()
         self._write_export(folder.path, {**frozen, **state.weights}, tokenizer)
-        return {} if evaluate is None else {k: v for k, v in evaluate(state.weights, 0).items() if isinstance(v, float)}
+        if evaluation is None:
+            return {}
+        results = evaluation.latest or evaluation(state.weights, trainer.steps)
+        figures = {name: value for name, value in results.items() if isinstance(value, float)}
+        folder.update(held_out=figures)
+        if "answers" in results and jax.process_index() == 0:
+            write_text(folder.path / ANSWERS_FILE, results["answers"] + "\n")
+        return figures
 
     def describe(self) -> Description:
         """Weights, data, and the memory of one training step, as the compiler for this device reports it."""
         parameters = [Parameter(*row) for row in self._vlm.parameter_table()]
         return Description(
-            data={"train": _size_of(self._data.train), "held out": _size_of(self._data.held_out)},
+            data=self._data.describe(),
             parameters=parameters,
             memory_bytes=training_memory(
                 self._trainer, self._objective, self._batch_shapes(), self._objective.frozen_shapes()
@@ -151,20 +154,27 @@ class VlmSft:
 
     def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         rows, side = self._batch_size, self._vlm.config.tile_size
-        tokens, tiles = self._data.layout.shape(self._data.max_seq_length, self._data.tiling.max_tiles + 1)
+        tokens, tiles = self._data.largest_row()
         shapes = dict.fromkeys(("input_ids", "segment_ids", "position_ids", "labels"), ((rows, tokens), jnp.int32))
         shapes |= {"loss_weight": ((rows, tokens), jnp.float32), "num_tiles": ((rows,), jnp.int32)}
         shapes |= {"tiles": ((rows, tiles, side, side, 3), jnp.uint8)}
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
-    def _check_rows_per_group(self) -> None:
-        micro_batch = self._batch_size // self._trainer.accumulation_steps
-        group = self._vlm.rows_per_group
-        if group is not None and micro_batch % group:
-            raise ConfigurationError(
-                f"A micro-batch has {micro_batch} rows (batch_size={self._batch_size} in "
-                f"{self._trainer.accumulation_steps} steps), which InternVL.rows_per_group={group} does not divide."
-            )
+    def _training_stream(self, tokenizer: VlmTokenizer, path: Path) -> tuple[VlmBatchStream, str]:
+        """The stream, and what was found in the conversations."""
+        source = self._data.open_train()
+        samples, survey = self._data.samples(
+            source, tokenizer, self._vlm.config.tokens_per_tile, self._seed, path / "data" / "train"
+        )
+        stream = self._data.stream(
+            samples,
+            survey,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return stream, f"{source.name}: {survey.summary()}"
 
     def _check_tokenizer(self, tokenizer: VlmTokenizer) -> None:
         vocab, context = self._vlm.config.language.vocab_size, self._vlm.img_context_id
@@ -183,7 +193,7 @@ class VlmSft:
         logging.info("%g epochs are %d updates of %d rows", self._epochs, trainer.steps, self._batch_size)
         return trainer
 
-    def _initial(self, parent: Path | None, seed: int, tokenizer: VlmTokenizer) -> tuple[Params | None, Params, str]:
+    def _initial(self, parent: Path | None, seed: int) -> tuple[Params | None, Params, str]:
         """Parameters that train (None where they are drawn), those that do not, and where they come from."""
         if parent is None:
             key, _ = jax.random.split(jax.random.key(seed))  # As the trainer does.
@@ -199,47 +209,29 @@ class VlmSft:
         return *self._objective.split(params), loaded.fingerprint
 
     def _evaluation(
-        self, tokenizer: VlmTokenizer, frozen: Params, path: Path, trainer: Trainer
-    ) -> Callable[[Params, int], Mapping[str, Any]] | None:
-        if self._data.held_out is None:
+        self, tokenizer: VlmTokenizer, frozen: Params, path: Path, sharding: DataParallel
+    ) -> HeldOutEvaluation | None:
+        source = self._data.open_held_out()
+        if source is None:
             return None
         samples, survey = self._data.samples(
-            self._data.held_out, tokenizer, self._vlm.config.tokens_per_tile, self._seed, path / "data" / "held_out"
+            source, tokenizer, self._vlm.config.tokens_per_tile, self._seed, path / "data" / "held_out"
         )
-        sharding = trainer.sharding or DataParallel()
-        rows = self._batch_size // trainer.accumulation_steps
-        batches = self._chosen_batches(samples, survey, rows)
-        held_out = HeldOutLoss(self._vlm, batches, sharding, rows)
-        chosen = _evenly(survey.usable, self._answers)
-        answers = SampleAnswers(self._vlm, samples, chosen, self._max_new_tokens) if len(chosen) else None
-        placed = sharding.put_state(frozen)
-
-        def evaluate(params: Params, step: int) -> Mapping[str, Any]:
-            del step
-            weights = {**placed, **params}
-            found: dict[str, Any] = dict(held_out(weights))
-            return found if answers is None else found | {"answers": answers(weights)}
-
-        return evaluate
-
-    def _chosen_batches(self, samples: VlmSamples, survey: Survey, rows: int) -> list[dict[str, np.ndarray]]:
-        batches = list(
-            batches_once(
-                samples,
-                survey,
-                self._data.held_out_layout(),
-                batch_size=rows,
-                loss_reduction=self._data.loss_reduction,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
+        rows = self._batch_size // self._trainer.accumulation_steps
+        batches = BatchesOnce(
+            samples,
+            survey,
+            self._data.layout,
+            batch_size=rows,
+            loss_reduction=self._data.loss_reduction,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
-        if self._held_out_batches is None:
-            return batches
-        return [batches[int(i)] for i in _evenly(np.arange(len(batches)), self._held_out_batches)]
-
-    def _describe_data(self, survey: Survey) -> dict[str, str]:
-        return {"train": f"{self._data.train.name}: {survey.summary()}", "held out": _size_of(self._data.held_out)}
+        chosen = evenly_spaced(len(batches), self._held_out_batches or len(batches))
+        loss = HeldOutLoss(self._vlm, batches, chosen, sharding, rows)
+        shown = survey.usable[evenly_spaced(len(survey.usable), self._answers)]
+        answers = SampleAnswers(self._vlm, samples, shown, self._max_new_tokens, sharding) if len(shown) else None
+        return HeldOutEvaluation(frozen, loss, answers)
 
     def _write_export(self, path: Path, params: Params, tokenizer: VlmTokenizer) -> None:
         if jax.process_count() > 1:
@@ -248,11 +240,16 @@ class VlmSft:
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() != 0:
             return
-        weights = merge_lora(params, self._vlm.lora) if self._vlm.lora is not None else params
-        weights = {name: np.asarray(value) for name, value in weights.items()}
+        weights = {name: np.asarray(value) for name, value in params.items()}
+        if self._vlm.lora is not None:
+            # Adapters are added in float32 to weights that were kept in the compute dtype.
+            adapted = {f"{name.removesuffix(LORA_A)}.weight" for name in weights if name.endswith(LORA_A)}
+            weights |= {name: weights[name].astype(np.float32) for name in adapted}
+            weights = {name: np.asarray(value) for name, value in merge_lora(weights, self._vlm.lora).items()}
         for layout in self._export:
             target = path / EXPORT_FOLDER / layout
-            _SAVERS[layout](target, self._vlm.config, weights, tokenizer, dtype=self._export_dtype)
+            # A run that was stopped after its last step writes them again.
+            _SAVERS[layout](target, self._vlm.config, weights, tokenizer, dtype=self._export_dtype, overwrite=True)
             logging.info("weights in the %s layout: %s", layout, target)
 
 
@@ -268,7 +265,8 @@ def require_sizes(loaded: LoadedVlm, vlm: InternVL, folder: Path) -> None:
       ConfigurationError: They are not; names every size that differs.
     """
     found, wanted = _flat(loaded.config), _flat(vlm.config)
-    passed_over = {"image_size", "template"}  # The tiles' side is the user's choice; the template is always the same.
+    # No sizes of weights: the tiles' side is the user's choice, the template always the same, longer rows are no error.
+    passed_over = {"image_size", "template", "language.max_positions"}
     wrong = [
         f"{name} is {found[name]!r}, configured {wanted[name]!r}"
         for name in wanted
@@ -288,13 +286,11 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def _size_of(source: Any) -> str:
-    if source is None:
-        return "none"
-    return f"{len(source):,} conversations of {source.name}"
-
-
-def _evenly(values: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the values, evenly spaced."""
-    chosen = np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int))
-    return values[chosen] if count else values[:0]
+def _check_groups(vlm: InternVL, batch_size: int, accumulation_steps: int) -> None:
+    micro_batch = batch_size // accumulation_steps
+    group = vlm.rows_per_group
+    if group is not None and micro_batch % group:
+        raise ValueError(
+            f"A micro-batch has {micro_batch} rows (batch_size={batch_size} in {accumulation_steps} steps), which "
+            f"InternVL.rows_per_group={group} does not divide."
+        )

@@ -202,7 +202,8 @@ class _Run:
 
     def start(self, init_params: Params | None, frozen: Params) -> None:
         """Restores the newest usable checkpoint, or makes the first state."""
-        self.frozen = self.sharding.put_state(frozen)
+        # Never donated, so arrays that are in their place already are not copied.
+        self.frozen = jax.device_put(frozen, self.sharding.state_sharding(frozen))
         init_key, run_key = jax.random.split(jax.random.key(self.trainer.seed))
 
         def initial(params: Params) -> TrainState:

@@ -16,15 +16,6 @@ pytestmark = pytest.mark.heavy
 BASELINES = {"constant_velocity", "stopped", "human"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """Lets the processes of this module share what they compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-        yield
-
-
 def run(experiment, folder, *bindings, option=None):
     flags = [f"--experiment={experiment}", f"--workdir={folder}", *(f"--gin_bindings={b}" for b in bindings)]
     flags += [] if option is None else [f"--gin_file={option}"]

@@ -18,15 +18,6 @@ SHARDS = ["SCENES_PER_SHARD=12"]
 IN_PROCESSES = [*SHARDS, "CacheMetrics.executor=@ProcessPool()", "WORKERS=1"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """Lets the processes of this module share what they compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-        yield
-
-
 @pytest.fixture(scope="module")
 def start(request):
     """Function: experiment, folder, bindings, flags -> running process."""

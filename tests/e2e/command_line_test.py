@@ -17,15 +17,6 @@ TINY = ["DiffusionPlanner.layers=2", "DiffusionPlanner.heads=1"]
 SHORT = [*TINY, "TRAIN_STEPS=12", "TRAIN_SCENES=24", "VAL_SCENES=6", "LOG_EVERY=2", "SAVE_EVERY=4", "EVAL_EVERY=6"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """Lets the processes of this module share what they compile, as a user's runs may (docs/training.md)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-        yield
-
-
 def recogdrive(*flags, cwd, bindings=(), environment=(), timeout=240):
     command = [sys.executable, "-m", "recogdrive.main", *flags, *(f"--gin_bindings={b}" for b in bindings)]
     return subprocess.run(

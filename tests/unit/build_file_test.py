@@ -1,6 +1,7 @@
 """BUILD: every module in exactly one target, and every target's deps are what its modules import."""
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ DISTRIBUTIONS = {
 }
 
 
+@functools.cache
 def targets():
     """name -> keyword arguments of every rule in BUILD that this test knows."""
     found = {}
@@ -32,6 +34,7 @@ def targets():
     return found
 
 
+@functools.cache
 def modules():
     return sorted(str(p.relative_to(ROOT)) for folder in SOURCE_FOLDERS for p in (ROOT / folder).rglob("*.py"))
 
@@ -45,6 +48,7 @@ def imported_names(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def owners():
     return {source: name for name, target in targets().items() for source in target["srcs"]}
 
@@ -60,6 +64,7 @@ def module_file(dotted):
     return None
 
 
+@functools.cache
 def programs_of_tests():
     """Import name -> module of what tests hand to other processes, which find it on a path of their own."""
     found = (Path(m) for m in modules() if m.startswith("tests/"))

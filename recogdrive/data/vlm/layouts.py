@@ -56,6 +56,10 @@ class RowLayout(Protocol):
         """Tokens and tile slots of the rows of a batch whose largest row has this many."""
         ...
 
+    def largest(self, tokens: int, tiles: int) -> tuple[int, int]:
+        """Tokens and tile slots of the largest rows there are; what is given where they depend on samples."""
+        ...
+
 
 @gin.register
 class PackedRows:
@@ -110,6 +114,10 @@ class PackedRows:
 
     def shape(self, tokens: int, tiles: int) -> tuple[int, int]:
         """Always the same."""
+        return self.row_tokens, self.row_tiles
+
+    def largest(self, tokens: int, tiles: int) -> tuple[int, int]:
+        """As all rows."""
         return self.row_tokens, self.row_tiles
 
 
@@ -174,6 +182,10 @@ class PaddedRows:
           ValueError: None is large enough.
         """
         return _smallest(self.buckets, tokens), _smallest(self.tile_buckets, tiles)
+
+    def largest(self, tokens: int, tiles: int) -> tuple[int, int]:
+        """The last of the sizes; where they are still open, what is given."""
+        return (self.buckets or (tokens,))[-1], (self.tile_buckets or (tiles,))[-1]
 
 
 def _smallest(sizes: Sequence[int], needed: int) -> int:

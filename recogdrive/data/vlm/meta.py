@@ -119,7 +119,7 @@ class ConversationMixture:
     files for themselves. `length` of the meta file is ignored, as in the reference.
 
     Args:
-      meta_path: The meta file.
+      meta_path: The meta file; None, which stands for a setting that was not made, is refused.
       base_folder: Where its relative paths start; by default the working folder, as in the reference.
       use_data_resampling: Refused: the reference accepts the option and does nothing with it.
 
@@ -136,8 +136,10 @@ class ConversationMixture:
     """
 
     def __init__(
-        self, meta_path: str | Path, *, base_folder: str | Path = "", use_data_resampling: bool = False
+        self, meta_path: str | Path | None, *, base_folder: str | Path = "", use_data_resampling: bool = False
     ) -> None:
+        if meta_path is None:
+            raise ValueError("there is no meta file to read conversations from; set META to the path of one.")
         if use_data_resampling:
             raise ValueError(
                 "use_data_resampling=True is not built: the reference accepts it without any effect. Set repeat_time "

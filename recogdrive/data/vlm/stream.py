@@ -1,7 +1,7 @@
 """Samples of a vision-language model -> an endless, sharded and resumable stream of batches, on Grain."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gin
@@ -245,45 +245,66 @@ def _stack(rows: list[Row]) -> Batch:
     return batch | {_FAULTS: np.frombuffer(faults, np.uint8)}
 
 
-def batches_once(
-    samples: VlmSamples,
-    survey: Survey,
-    layout: RowLayout,
-    *,
-    batch_size: int,
-    loss_reduction: str = "token",
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
+class BatchesOnce:
     """Every usable sample once, as for the loss on held-out conversations; the last batch ends with rows of padding.
+
+    Batches are made when they are asked for: with images they are too large to be kept.
 
     Args:
       samples: Where samples come from.
       survey: Their sizes.
-      layout: Deals samples to rows; the seed is fixed, so that each call gives the same.
+      layout: Deals samples to rows; the seed is fixed, so that batch k is always the same.
       batch_size: Rows of a global batch, a multiple of `process_count`.
       loss_reduction: As for `VlmBatchStream`.
       process_index: Which part of each global batch is wanted.
       process_count: How many parts there are.
 
     Raises:
-      ValueError: Samples that do not fit the layout; one that was usable when it was measured and is no more.
+      ValueError: Samples that do not fit the layout.
     """
-    require_reduction(loss_reduction)
-    plan = RunPlan(survey, layout, batch_size=batch_size, seed=0, max_seq_length=samples.max_seq_length)
-    rows = plan.epoch(0)
-    part = batch_size // process_count
-    nothing = np.zeros(0, np.int64)
-    for first in range(0, len(rows), batch_size):
-        chosen = [rows[row] if row < len(rows) else nothing for row in range(first, first + batch_size)]
-        num_tokens, num_tiles = plan.shape_of(chosen)
+
+    def __init__(
+        self,
+        samples: VlmSamples,
+        survey: Survey,
+        layout: RowLayout,
+        *,
+        batch_size: int,
+        loss_reduction: str = "token",
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        require_reduction(loss_reduction)
+        self._plan = RunPlan(survey, layout, batch_size=batch_size, seed=0, max_seq_length=samples.max_seq_length)
+        self._rows = self._plan.epoch(0)
+        self._samples = samples
+        self._loss_reduction = loss_reduction
+        part = batch_size // process_count
+        self._own = slice(process_index * part, (process_index + 1) * part)
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._plan.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        """One batch.
+
+        Raises:
+          IndexError: There is no such batch.
+          ValueError: A sample was usable when it was measured and is no more; names it.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        first, nothing = index * self._plan.batch_size, np.zeros(0, np.int64)
+        numbers = range(first, first + self._plan.batch_size)
+        chosen = [self._rows[row] if row < len(self._rows) else nothing for row in numbers]
+        num_tokens, num_tiles = self._plan.shape_of(chosen)
         made = []
-        for row in chosen[process_index * part : (process_index + 1) * part]:
-            of_row, faults = read_samples(samples, plan, row, epoch=0)
+        for row in chosen[self._own]:
+            of_row, faults = read_samples(self._samples, self._plan, row, epoch=0)
             if faults:
                 raise ValueError(f"{faults[0]['origin']}: {faults[0]['reason']} ({faults[0]['cause']})")
-            made.append(_row(samples, of_row, num_tokens, num_tiles, loss_reduction))
-        yield {name: np.stack([row[name] for row in made]) for name in made[0]}
+            made.append(_row(self._samples, of_row, num_tokens, num_tiles, self._loss_reduction))
+        return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 
 def _row(samples: VlmSamples, made: list[VlmSample], num_tokens: int, num_tiles: int, loss_reduction: str) -> Row:

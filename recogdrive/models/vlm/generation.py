@@ -161,7 +161,7 @@ def _decode(
     slot: Array,
 ) -> tuple[Float[Array, "B D"], Array, Array]:
     """Final hidden state of one token a row, and the buffers with its keys and values at `slot`."""
-    embedded = jnp.take(params[layers.TOKEN_EMBEDDING], token[:, None], axis=0, mode="clip")
+    embedded = model.embed_tokens(params, token[:, None])
     rotary = model.rotary(position[:, None])
     stacked = part(params, layers.DECODER_LAYERS)
 

@@ -112,7 +112,7 @@ class InternVL:
 
         Args:
           params: Weights.
-          batch: Entries `input_ids`, `segment_ids`, `position_ids`, `tiles` and `num_tiles`; see docs/vlm.md.
+          batch: Entries `input_ids`, `segment_ids`, `position_ids`, `tiles` and `num_tiles`; see docs/architecture.md.
           key: Of stochastic depth and adapters' dropout in training; None otherwise.
         """
         self.check(batch)
@@ -179,7 +179,7 @@ class InternVL:
     def embed(self, params: Params, batch: Batch, key: Key[Array, ""] | None = None) -> Float[Array, "B T D"]:
         """Input of the first decoder layer, from weights in compute dtype."""
         ids = jnp.asarray(batch["input_ids"])
-        embedded = jnp.take(params[layers.TOKEN_EMBEDDING], ids, axis=0, mode="clip")
+        embedded = self.embed_tokens(params, ids)
         tiles = jnp.asarray(batch["tiles"])
         rows, slots = tiles.shape[:2]
         if rows * slots == 0:
@@ -188,6 +188,10 @@ class InternVL:
         vectors = vectors.reshape(rows, -1, vectors.shape[-1])
         counts = jnp.asarray(batch["num_tiles"]) * self.config.tokens_per_tile
         return vision.merge_vectors(embedded, vectors, ids == self.img_context_id, counts)
+
+    def embed_tokens(self, params: Params, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Embeddings of tokens in compute dtype; the table's gradient is summed in its own dtype."""
+        return jnp.take(params[layers.TOKEN_EMBEDDING], input_ids, axis=0, mode="clip").astype(self.compute_dtype)
 
     def rotary(self, position_ids: Int[Array, "B T"]) -> tuple[Array, Array]:
         """Cosine and sine (B, T, head) of the rotary code, computed in float32, given in compute dtype."""
@@ -240,11 +244,12 @@ class InternVL:
         return self.parts.projector(part(params, layers.PROJECTOR), "forward", vectors)
 
     def cast(self, params: Params) -> Params:
-        """Weights in compute dtype, the position table at the grid of a tile; the head stays as it is."""
+        """Weights in compute dtype, the position table at the grid of a tile; embedding and head stay as they are."""
         grid = self.config.tile_size // self.config.vision.patch_size
         table = vision.resize_position_table(jnp.asarray(params[layers.POSITION_TABLE]), grid)
-        cast = {name: jnp.asarray(p).astype(self.compute_dtype) for name, p in params.items() if name != layers.HEAD}
-        return {**cast, layers.POSITION_TABLE: table.astype(self.compute_dtype), layers.HEAD: params[layers.HEAD]}
+        params = {**params, layers.POSITION_TABLE: table}
+        kept = (layers.HEAD, layers.TOKEN_EMBEDDING)
+        return {n: p if n in kept else jnp.asarray(p).astype(self.compute_dtype) for n, p in params.items()}
 
     def precision(self) -> contextlib.AbstractContextManager:
         """Within it, float32 means float32, on accelerators too."""

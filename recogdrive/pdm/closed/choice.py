@@ -24,6 +24,7 @@ from recogdrive.pdm.scorer import drive
 from recogdrive.pdm.scores import EVALUATION_WEIGHTS, ScoreWeights
 
 _USUAL_SIZES = Sizes(agents=128, centerline=256, cells=32768, edges=32768, words=2)
+_USUAL_LIGHT_SIZES = LightSizes(lights=4, vertices=128)
 """Hold most scenes of real driving, so that few processes compile more than once."""
 
 
@@ -103,7 +104,7 @@ class ProposalScorer:
     def __init__(self, scenes_at_once: int = 16) -> None:
         self.scenes_at_once = scenes_at_once
         self._sizes = _USUAL_SIZES
-        self._light_sizes = LightSizes.fitting([])
+        self._light_sizes = _USUAL_LIGHT_SIZES
         self._score = jax.jit(score_proposals)
 
     def score(

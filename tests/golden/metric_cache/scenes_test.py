@@ -165,7 +165,7 @@ def test_the_proposals_are_unrolled_as_the_references(case):
 def test_the_proposals_score_as_in_the_reference(planned):
     from recogdrive.pdm.closed.choice import ProposalScorer
 
-    scorer = ProposalScorer(len(TOKENS))
+    scorer = ProposalScorer(max(16, len(TOKENS)))
     scenes = [planned[token] for token in TOKENS]
     scores = scorer.score(
         [scene.forecast_record for scene in scenes],

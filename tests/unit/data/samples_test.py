@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -12,9 +13,11 @@ from recogdrive.data.samples import (
     filled_batches,
     planner_inputs,
     planner_sample,
+    planner_samples,
     stack_samples,
     status_feature,
 )
+from recogdrive.data.types import Context
 
 
 class OneScene:
@@ -116,3 +119,28 @@ def test_filled_batches_give_every_sample_once_and_fill_the_last(straight_scene)
 def test_stacking_adds_a_leading_axis():
     rows = [{"a": np.array([1, 2])}, {"a": np.array([3, 4])}]
     assert stack_samples(rows)["a"].tolist() == [[1, 2], [3, 4]]
+
+
+def test_bfloat16_tokens_stay_so_and_others_become_float32(straight_scene):
+    for given, kept in ((ml_dtypes.bfloat16, ml_dtypes.bfloat16), (np.float64, np.float32), (np.float16, np.float32)):
+        made = planner_inputs(
+            straight_scene, lambda scene, given=given: Context(np.ones((2, 3), given), np.ones(2, bool))
+        )
+        assert made["context"].dtype == kept
+
+
+def test_bfloat16_tokens_that_are_not_finite_are_refused(straight_scene):
+    tokens = np.array([[1.0, np.nan]], ml_dtypes.bfloat16)
+    with pytest.raises(ValueError, match=r"context\[0, 1\] is not finite"):
+        planner_inputs(straight_scene, lambda scene: Context(tokens, np.ones(1, bool)))
+
+
+def test_samples_are_the_context_sources_own_where_it_has_them(straight_scene):
+    class Whole(SceneTokens):
+        def samples(self, source):
+            return [source.name]
+
+    source = OneScene(straight_scene, 3)
+    assert planner_samples(source, Whole()) == ["fake"]
+    made = planner_samples(source, SceneTokens(), keep=False)
+    assert isinstance(made, PlannerSamples) and not made.keep

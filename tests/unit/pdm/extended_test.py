@@ -1,6 +1,7 @@
 """The extended score on a straight road: traffic, references, filter, bad input. One batch and one program a dtype."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -107,10 +108,22 @@ def plans():
     return np.tile(trajectories, (len(SCENES), 1, 1, 1))
 
 
+@pytest.fixture(scope="module")
+def scored_in_turn():
+    """dtype -> its scorer, and scores of all plans in all scenes, some scenes at once."""
+
+    @functools.cache
+    def score(dtype):
+        scorer = ExtendedScorer(dtype=dtype, max_scenes=len(SCENES) - 5)
+        return scorer, scorer.score(list(SCENES.values()), plans())
+
+    return score
+
+
 @pytest.fixture(scope="module", params=["float64", "float32"])
-def scored(request):
+def scored(request, scored_in_turn):
     """(scene, plan) -> scores, as a function."""
-    scores = ExtendedScorer(dtype=request.param).score(list(SCENES.values()), plans())
+    _, scores = scored_in_turn(request.param)
 
     def of(token, plan=CRUISE):
         number = list(SCENES).index(token)
@@ -209,11 +222,11 @@ def test_a_trajectory_that_is_not_finite_is_invalid_and_leaves_the_others_alone(
     assert scored("open").valid
 
 
-def test_prepared_scenes_score_as_those_scored_in_turn():
-    scorer = ExtendedScorer(max_scenes=len(SCENES) - 5)
+def test_prepared_scenes_score_as_those_scored_in_turn(scored_in_turn):
+    scorer, once = scored_in_turn("float64")
     scenes = list(SCENES.values())
     batch = scorer.prepare(scenes)
-    once, again = scorer.score(scenes, plans()), scorer.score_batch(batch, plans())
+    again = scorer.score_batch(batch, plans())
     assert batch.num_scenes == len(scenes) and batch.num_bytes > 0
     for name, value in _items(once):
         np.testing.assert_allclose(value, getattr(again, name), rtol=0, atol=1e-12, err_msg=name)

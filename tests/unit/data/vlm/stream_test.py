@@ -9,7 +9,7 @@ from PIL import Image
 
 from recogdrive.data.vlm.grouping import LengthBucketed
 from recogdrive.data.vlm.layouts import PackedRows, PaddedRows
-from recogdrive.data.vlm.stream import VlmBatchStream, batches_once
+from recogdrive.data.vlm.stream import BatchesOnce, VlmBatchStream
 from recogdrive.data.vlm.survey import take_survey
 
 LAYOUTS = [PackedRows(200, 6), PaddedRows(), PaddedRows((70, 100, 200), (1, 6), LengthBucketed(2))]
@@ -212,7 +212,7 @@ def test_data_that_changed_since_the_survey_is_refused(make_samples, record, ima
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=repr)
 def test_one_pass_shows_every_sample_once_and_fills_up_with_padding(samples, layout):
-    batches = list(batches_once(samples, take_survey(samples), layout, batch_size=4))
+    batches = list(BatchesOnce(samples, take_survey(samples), layout, batch_size=4))
     assert {len(batch["input_ids"]) for batch in batches} == {4}
     seen = [tuple(ids[seg == k].tolist()) for ids, seg in _rows(batches) for k in range(1, seg.max() + 1)]
     assert sorted(seen) == sorted(tuple(samples[i].input_ids.tolist()) for i in range(len(samples)))
@@ -220,10 +220,9 @@ def test_one_pass_shows_every_sample_once_and_fills_up_with_padding(samples, lay
 
 def test_one_pass_is_shared_by_processes(samples):
     survey = take_survey(samples)
-    whole = list(batches_once(samples, survey, LAYOUTS[0], batch_size=2))
+    whole = list(BatchesOnce(samples, survey, LAYOUTS[0], batch_size=2))
     parts = [
-        list(batches_once(samples, survey, LAYOUTS[0], batch_size=2, process_index=p, process_count=2))
-        for p in range(2)
+        list(BatchesOnce(samples, survey, LAYOUTS[0], batch_size=2, process_index=p, process_count=2)) for p in range(2)
     ]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*parts, strict=True)]
     _assert_same(joined, whole)

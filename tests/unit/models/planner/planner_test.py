@@ -3,6 +3,7 @@ import inspect
 import gin
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -183,6 +184,19 @@ def test_bfloat16_compute_stays_close_to_float32_and_keeps_float32_gradients(
     grad = jax.grad(planner.loss_with_noise, has_aux=True)
     gradients, _ = jax.eval_shape(grad, jax.tree.map(jnp.asarray, lively_params(planner)), batch, noise, time)
     assert {g.dtype.name for g in gradients.values()} == {"float32"}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"compute_dtype": "bfloat16"}])
+def test_a_bfloat16_context_gives_the_same_bits_as_its_float32_copy(
+    make_planner, lively_params, make_batch, program, key, arguments
+):
+    batch = make_batch()
+    narrow = batch | {"context": batch["context"].astype(ml_dtypes.bfloat16)}
+    wide = batch | {"context": narrow["context"].astype(np.float32)}
+    run, params = program("loss", **arguments), lively_params(make_planner())
+    found, expected = (jax.tree.leaves(run(params, given, key)) for given in (narrow, wide))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_bfloat16_products_are_of_bfloat16_copies(make_planner, lively_params, make_batch, key):

@@ -25,14 +25,14 @@ def tensors():
 
 def slow_attention(query, key, value, segments, causal):
     """One query at a time, with loops."""
-    out = np.zeros(query.shape)
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    segments, out = np.asarray(segments), np.zeros(query.shape)
     batch, heads, tokens, _ = query.shape
     for b, h, t in np.ndindex(batch, heads, tokens):
         seen = [s for s in range(tokens) if segments[b, s] == segments[b, t] != 0 and (s <= t or not causal)]
         if seen:
-            keys, values = (np.asarray(x, np.float64)[b, h // 2, seen] for x in (key, value))
-            weights = np.exp(keys @ np.asarray(query, np.float64)[b, h, t] * SCALE)
-            out[b, h, t] = weights @ values / weights.sum()
+            weights = np.exp(key[b, h // 2, seen] @ query[b, h, t] * SCALE)
+            out[b, h, t] = weights @ value[b, h // 2, seen] / weights.sum()
     return out
 
 

@@ -49,7 +49,7 @@ def lively() -> Callable[[InternVL], dict[str, jax.Array]]:
     return draw
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def vlm_batch() -> Callable[..., dict[str, np.ndarray]]:
     """Rows of given lengths, padded left or right, each with as many image tokens as its tiles have vectors."""
 

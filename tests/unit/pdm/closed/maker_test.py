@@ -8,6 +8,7 @@ import pytest
 
 from recogdrive.data.navsim import NavsimScenes
 from recogdrive.data.scene_filter import SceneFilter
+from recogdrive.pdm.closed.choice import ProposalScorer
 from recogdrive.pdm.closed.maker import NavsimMetricScenes, in_geometry
 from recogdrive.pdm.making import FailedScene
 from recogdrive.pdm.validation import GEOMETRY, validate
@@ -23,7 +24,7 @@ def split(request):
 
 @pytest.fixture(scope="module")
 def maker(split):
-    return NavsimMetricScenes(lambda: split, scenes_at_once=4)
+    return NavsimMetricScenes(lambda: split)
 
 
 def test_scenes_come_in_the_order_asked_for_with_their_maps(maker):
@@ -53,7 +54,7 @@ def test_a_scene_that_cannot_be_made_says_why_and_stops_nothing(split, monkeypat
         return found
 
     monkeypatch.setattr(split, "frames", broken)
-    first, second, third = NavsimMetricScenes(lambda: split, scenes_at_once=4).make(range(3))
+    first, second, third = NavsimMetricScenes(lambda: split).make(range(3))
     assert isinstance(second, FailedScene) and second.token == split.tokens[1]
     assert "names the roadblock '4711'" in second.reason
     assert (first.scene.token, third.scene.token) == (split.tokens[0], split.tokens[2])
@@ -61,10 +62,12 @@ def test_a_scene_that_cannot_be_made_says_why_and_stops_nothing(split, monkeypat
 
 def test_collided_tracks_are_forgotten_unless_they_are_to_accumulate(split):
     """The ego stands in the light of connector 27029 in scenes 4 to 7 and drives on; upstream never forgets it."""
+    scorer = ProposalScorer()
 
     def ignored_by(maker):
         seen = []
         plan = maker._plan
+        maker._scorer = scorer  # Compiled already: which batch a scene is scored in does not matter here.
 
         def noted(position, ignored):
             planned = plan(position, ignored)
@@ -75,7 +78,7 @@ def test_collided_tracks_are_forgotten_unless_they_are_to_accumulate(split):
         list(maker.make(range(3, 9)))
         return seen
 
-    forgets = ignored_by(NavsimMetricScenes(lambda: split, scenes_at_once=4))
+    forgets = ignored_by(NavsimMetricScenes(lambda: split))
     assert all(before == [] for before, _ in forgets)
     keeps = ignored_by(NavsimMetricScenes(lambda: split, accumulate_collided_tracks=True))
     light = "red_light_27029"
@@ -112,7 +115,7 @@ def test_arguments_are_checked(options, told):
 
 
 def test_geometry_is_rounded_once_and_facts_stay_float64(maker):
-    wide = NavsimMetricScenes(lambda: maker.scenes, geometry="float64", scenes_at_once=4)
+    wide = NavsimMetricScenes(lambda: maker.scenes, geometry="float64")
     (made,) = wide.make([3])
     assert in_geometry(made.scene, np.dtype(np.float64)) is made.scene
     narrow = in_geometry(made.scene, np.dtype(np.float32))
