@@ -41,8 +41,12 @@ quickstart: $(INSTALLED)
 	$(BIN)/python -m recogdrive.main --experiment=quickstart --workdir=$(WORKDIR)/quickstart \
 	  --gin_bindings "EGO_STATUS_MLP='$(WORKDIR)/baseline_ego_status_mlp'"
 
+# The suite and the experiments in full share compiled programs; `make quickstart` within has its own, as for a user.
+# Files go to the workers in the order of their names, which has the long ones first: reordered, they would be last.
+test acceptance: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --dist loadfile --cov=recogdrive --cov-report=term
+	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+	  --cov=recogdrive --cov-report=term
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak
@@ -68,4 +72,4 @@ constraints: $(INSTALLED)
 	@$(BIN)/pip freeze --exclude-editable | sed -e 's/+cpu//' -e 's/^torch @ .*/torch==2.13.0/' >> constraints.txt
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -47,7 +47,8 @@ def initial_weights(planner: TrainablePlanner, parent: Path | None, seed: int) -
     if complete is None:
         return None
     try:
-        return complete(planner.planner.init(jax.random.key(seed)))
+        key, _ = jax.random.split(jax.random.key(seed))  # As the training loop does.
+        return complete(jax.jit(planner.planner.init)(key))
     except (ValueError, OSError) as error:
         raise ConfigurationError(f"Cannot start from the VLM's weights: {error}") from error
 

@@ -3,10 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recogdrive.data.context import SceneTokens
+from recogdrive.data.context import NoContext, SceneTokens
 from recogdrive.evaluation.planner_agent import PlannerAgent, planning_batches
 from recogdrive.models.planner.planner import DiffusionPlanner
 
@@ -77,3 +78,21 @@ def test_a_scene_needs_no_recorded_future(agent, scenes):
 def test_a_batch_size_that_is_not_positive_is_refused(planner, params):
     with pytest.raises(ValueError, match="batch_size=0 must be positive"):
         PlannerAgent(planner, params, CONTEXT, batch_size=0)
+
+
+def test_weights_that_do_not_train_are_asked_for_once_and_join_the_others(straight_scene):
+    class Frozen:
+        name, context_width, asked = "frozen", 0, 0
+
+        def frozen(self):
+            self.asked += 1
+            return {"height": np.float32(2.0), "length": np.float32(0.0)}
+
+        def plan(self, params, batch, keys):
+            return jnp.full((1, 8, 3), params["height"] * params["length"])
+
+    planner = Frozen()
+    agent = PlannerAgent(planner, {"length": np.float32(3.0)}, NoContext(), batch_size=1)
+
+    assert {float(agent.plan([straight_scene]).max()) for _ in range(2)} == {6.0}
+    assert planner.asked == 1

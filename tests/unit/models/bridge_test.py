@@ -70,6 +70,19 @@ def test_arguments_may_be_nested_containers():
     np.testing.assert_array_equal(out, [3.0, 3.0])
 
 
+def test_a_module_may_call_a_jax_function_which_is_traced_and_differentiated_with_it():
+    class Doubling(nn.Linear):
+        def forward(self, x):
+            return bridge.call_jax(lambda y, factor: jnp.sin(factor * y), super().forward(x), 2.0)
+
+    call = bridge.functional(Doubling(2, 1, bias=False))
+    weight, x = jnp.asarray([[0.3, -0.2]]), jnp.asarray([[1.0, 2.0]])
+    out, gradient = jax.jit(jax.value_and_grad(lambda w: call({"weight": w}, "forward", x)[0, 0]))(weight)
+    inner = float(x[0] @ weight[0])
+    np.testing.assert_allclose(out, np.sin(2 * inner), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(gradient, 2 * np.cos(2 * inner) * x, rtol=1e-6)
+
+
 def test_captured_submodules_return_what_they_computed():
     out, captured = bridge.functional(Affine())(PARAMS, "apply_to", jnp.array([1.0, 1.0]), capture=["linear"])
     np.testing.assert_array_equal(captured["linear"], [3.5, 6.5])
