@@ -50,7 +50,7 @@ class ScenePrompts:
         prompt: DrivingPrompt,
         camera: FrontCamera,
         tiling: Tiling,
-        tokenizer: VlmTokenizer | str | Path | None,
+        tokenizer: VlmTokenizer | str | Path | None = None,
         *,
         tokens_per_tile: int = 256,
         num_tokens: int = 2800,
