@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make env         builds $(VENV) from pyproject.toml and constraints.txt"
-	@echo "make quickstart  synthetic town -> baseline and planner -> PDM scores -> report, in $(WORKDIR)/quickstart"
+	@echo "make quickstart  synthetic town -> VLM -> hidden states -> planner -> PDM scores -> report, in $(WORKDIR)/quickstart"
 	@echo "make test        the whole test suite with coverage"
 	@echo "make acceptance  quickstart and mini_il in full, with the figures they must reach"
 	@echo "make soak        200 kills of a training run, each resumed bit for bit"
@@ -33,16 +33,27 @@ $(INSTALLED): pyproject.toml constraints.txt recogdrive/version.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-# The ego-status MLP first, for its row in the planner's report; both runs share compiled programs.
+# The VLM learns from conversations, is seen as a planner of its own, and makes the hidden states that the planner learns
+# from. The ego-status MLP is there for its row in the planner's report. The runs share compiled programs.
 quickstart: export JAX_COMPILATION_CACHE_DIR ?= $(WORKDIR)/.jax_cache
 quickstart: $(INSTALLED)
 	$(BIN)/python -m recogdrive.main --experiment=baseline_ego_status_mlp --workdir=$(WORKDIR)/baseline_ego_status_mlp \
 	  --gin_bindings VAL_SCENES=64
+	$(BIN)/python -m recogdrive.main --experiment=quickstart_sft --workdir=$(WORKDIR)/quickstart_sft
+	$(BIN)/python -m recogdrive.main --experiment=quickstart_vlm_eval --workdir=$(WORKDIR)/quickstart_vlm_eval \
+	  --gin_bindings "VLM_WEIGHTS='$(WORKDIR)/quickstart_sft'"
+	$(BIN)/python -m recogdrive.main --experiment=quickstart_cache --workdir=$(WORKDIR)/quickstart_cache \
+	  --gin_bindings "VLM_WEIGHTS='$(WORKDIR)/quickstart_sft'"
 	$(BIN)/python -m recogdrive.main --experiment=quickstart --workdir=$(WORKDIR)/quickstart \
+	  --gin_bindings "HIDDEN_CACHE='$(WORKDIR)/quickstart_cache'" \
 	  --gin_bindings "EGO_STATUS_MLP='$(WORKDIR)/baseline_ego_status_mlp'"
 
+# The suite and the experiments in full share compiled programs; `make quickstart` within has its own, as for a user.
+# Files go to the workers in the order of their names, which has the long ones first: reordered, they would be last.
+test acceptance: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --dist loadfile --cov=recogdrive --cov-report=term
+	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+	  --cov=recogdrive --cov-report=term
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak
@@ -68,4 +79,4 @@ constraints: $(INSTALLED)
 	@$(BIN)/pip freeze --exclude-editable | sed -e 's/+cpu//' -e 's/^torch @ .*/torch==2.13.0/' >> constraints.txt
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -62,6 +62,11 @@ def _family(size: str, vlm_pdms: float, il_pdms: float, rl_pdms: float) -> list[
             starts_from=f"{size}_rl",
             reference=reference(rl_pdms),
         ),
+        Experiment(
+            name=f"{size}_drive",
+            description="One front image or scene: the VLM's answer and, with PARENT, the planner's trajectory.",
+            reads=f"{size}_sft",
+        ),
     ]
 
 
@@ -86,6 +91,11 @@ EXPERIMENTS = [
         name="quickstart",
         description="Small planner imitating the town's expert on these hidden states, seen on new scenes.",
         reads="quickstart_cache",
+    ),
+    Experiment(
+        name="quickstart_drive",
+        description="One scene of the town: the VLM's answer and the planner's trajectory, printed and drawn.",
+        starts_from="quickstart",
     ),
     Experiment(
         name="town_il",

@@ -22,8 +22,8 @@ class CacheSize:
 CONTEXT_TOKENS = 2800
 """Rows of hidden states a scene: 9 tiles and the prompt, padded. Source: upstream `recogdrive_features.py`."""
 _BFLOAT16_BYTES = 2
-_BYTE_PLANES = 0.735
-"""What is left of bfloat16 states whose bytes are sorted by place and compressed; measured on made-up rows."""
+_BYTE_PLANES = 0.67
+"""What is left of bfloat16 states whose bytes are sorted by place and compressed; see docs/benchmarks.md."""
 
 
 def _hidden_states(size: str, width: int) -> tuple[CacheSize, CacheSize]:

@@ -1,20 +1,16 @@
 """Writes the hidden-state cache: the VLM's states of every scene of the splits."""
 
-import functools
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import gin
 import jax
-import numpy as np
 from absl import logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, BFloat16
 
 from recogdrive.data.hidden_cache import container
@@ -23,21 +19,20 @@ from recogdrive.data.hidden_cache.container import (
     STATES_FOLDER,
     TEMPORARY,
     Fields,
-    ShardEntry,
-    ShardWriter,
     claim,
     finished_entry,
     write_manifest,
     write_whole,
 )
-from recogdrive.data.hidden_cache.record import HiddenStates, RecordError, Storage, encode_record
-from recogdrive.data.hidden_cache.rows import FailedRow, SceneList, SceneRow, rows_ahead
+from recogdrive.data.hidden_cache.record import Storage
+from recogdrive.data.hidden_cache.rows import SceneList
 from recogdrive.data.splits import PlanningSplits
 from recogdrive.data.vlm.scene_prompts import ScenePrompts
 from recogdrive.models.bridge import Params
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
 from recogdrive.stages.hidden_cache_plan import CachePlan
+from recogdrive.stages.hidden_shards import ShardMaker, ShardPlace, ShardTask, on_devices, require_budget
 
 SUMMARY = "cache_hidden_states.json"
 _ROWS = "rows"
@@ -76,21 +71,6 @@ class SceneEncoder(Protocol):
         ...
 
 
-class ShardTask(NamedTuple):
-    """One shard of the work: its number, first scene and one past the last."""
-
-    number: int
-    start: int
-    stop: int
-
-
-class ShardPlace(NamedTuple):
-    """Where shards go: the container's folder, and the fingerprint of the plan they belong to."""
-
-    folder: Path
-    plan: str
-
-
 @gin.register
 class CacheHiddenStates:
     """Encodes every scene of the training and the evaluated splits, in shards; each is written whole or not at all.
@@ -108,6 +88,7 @@ class CacheHiddenStates:
       failure_budget: Scenes that may fail, such as for a missing picture. Beyond that the run stops.
       num_threads: Threads that make prompts and compress states.
       assumed_tflops: What the plan assumes a device to do, in 1e12 operations a second.
+      expected_scenes: What the plan counts with where the splits are not at hand.
 
     Raises:
       ValueError: A number out of range, or an unknown storage.
@@ -125,6 +106,7 @@ class CacheHiddenStates:
         failure_budget: int = 0,
         num_threads: int = 8,
         assumed_tflops: float = 100.0,
+        expected_scenes: int | None = None,
     ) -> None:
         if storage not in tuple(Storage):
             raise ValueError(f"CacheHiddenStates.storage={storage!r} must be one of {', '.join(Storage)}.")
@@ -141,7 +123,7 @@ class CacheHiddenStates:
         self._storage = Storage(storage)
         self._samples_per_shard, self._batch_size = samples_per_shard, batch_size
         self._failure_budget, self._num_threads = failure_budget, num_threads
-        self._assumed_tflops = assumed_tflops
+        self._assumed_tflops, self._expected_scenes = assumed_tflops, expected_scenes
 
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Makes what is missing of the container in `folder.path / "hidden_states"`, then completes it.
@@ -169,9 +151,18 @@ class CacheHiddenStates:
         pending = [task for task in own if task.number not in entries]
         logging.info("%d shards of this process, %d of them finished before", len(own), len(entries))
         begun = time.perf_counter()
-        failed = [failure for entry in entries.values() for failure in entry.failed]
-        work = _Work(self, prompts, params, scenes, ShardPlace(states, plan), failed)
-        made = work.run(pending)
+        maker = ShardMaker(
+            scenes,
+            prompts,
+            on_devices(self._encoder.encode, params, self._batch_size),
+            ShardPlace(states, plan),
+            self._storage,
+            rows=self._batch_size,
+            num_threads=self._num_threads,
+            failed=[failure for entry in entries.values() for failure in entry.failed],
+            failure_budget=self._failure_budget,
+        )
+        made = maker.run(pending)
         wall_s = time.perf_counter() - begun
         _wait_for_all("hidden states written")
         summary = self._complete(states, plan, fields, splits, scenes) if jax.process_index() == 0 else {}
@@ -187,7 +178,7 @@ class CacheHiddenStates:
         try:
             count = len(SceneList(self._splits.open_all()))
         except (OSError, ValueError):
-            count = None
+            count = self._expected_scenes
         return Description(data=self._splits.describe(), notes=self._plan(count, Path.cwd()).lines())
 
     def _plan(self, scenes: int | None, folder: Path) -> CachePlan:
@@ -239,7 +230,7 @@ class CacheHiddenStates:
                     "processes write to the same file system?"
                 )
             entries.append(entry)
-        self._require_budget([failure for entry in entries for failure in entry.failed])
+        require_budget([failure for entry in entries for failure in entry.failed], self._failure_budget)
         manifest = write_manifest(
             states,
             fields=fields,
@@ -263,130 +254,6 @@ class CacheHiddenStates:
             "fingerprint": manifest["fingerprint"],
             "container": str(states),
         }
-
-    def _require_budget(self, failed: Sequence[Mapping[str, str]]) -> None:
-        if len(failed) > self._failure_budget:
-            shown = "; ".join(f"{failure['token']}: {failure['reason']}" for failure in failed[:_SHOWN])
-            raise ValueError(
-                f"{len(failed)} scenes could not be cached, {self._failure_budget} may fail "
-                f"(CacheHiddenStates.failure_budget): {shown}. Repair them and run the same command again, or raise it."
-            )
-
-
-class _Work:
-    """Shard after shard: rows made ahead by threads, encoded by the device, compressed and written."""
-
-    def __init__(
-        self,
-        stage: CacheHiddenStates,
-        prompts: ScenePrompts,
-        params: Params,
-        scenes: SceneList,
-        place: ShardPlace,
-        failed: Sequence[Mapping[str, str]],
-    ) -> None:
-        self._stage, self._prompts, self._scenes, self._place = stage, prompts, scenes, place
-        self._failed = list(failed)
-        self._rows = stage._batch_size
-        self._encode = _on_devices(stage._encoder.encode, params, self._rows)
-
-    def run(self, tasks: Sequence[ShardTask]) -> int:
-        """Makes the shards; returns how many scenes that were."""
-        total = sum(task.stop - task.start for task in tasks)
-        done, begun = 0, time.perf_counter()
-        positions = [position for task in tasks for position in range(task.start, task.stop)]
-        with ThreadPoolExecutor(self._stage._num_threads) as pool:
-            rows = rows_ahead(self._scenes, positions, self._prompts, pool, 2 * self._rows + self._stage._num_threads)
-            for task in tasks:
-                entry = self._shard(task, rows, pool)
-                done += task.stop - task.start
-                rate = done / (time.perf_counter() - begun)
-                logging.info(
-                    "%s: %d scenes, %d bytes; %d of %d scenes, %.2f a second, %.2f hours left",
-                    *(entry.file, len(entry.tokens), entry.bytes, done, total, rate, (total - done) / rate / 3600),
-                )
-        return total
-
-    def _shard(self, task: ShardTask, rows: Iterator[SceneRow | FailedRow], pool: Executor) -> ShardEntry:
-        writer = ShardWriter(self._place.folder, task.number, self._stage._storage, self._place.plan)
-        try:
-            ready: list[SceneRow] = []
-            waiting: tuple[list[SceneRow], Array] | None = None
-            for _ in range(task.start, task.stop):
-                row = next(rows)
-                if isinstance(row, FailedRow):
-                    self._fail(writer, row)
-                    continue
-                ready.append(row)
-                if len(ready) == self._rows:
-                    # The device works on this batch while the one before it is compressed.
-                    waiting, ready = self._next(writer, waiting, ready, pool), []
-            if ready:
-                waiting = self._next(writer, waiting, ready, pool)
-            self._write(writer, waiting, pool)
-            return writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
-
-    def _next(
-        self, writer: ShardWriter, waiting: tuple[list[SceneRow], Array] | None, ready: list[SceneRow], pool: Executor
-    ) -> tuple[list[SceneRow], Array]:
-        filled = ready + [ready[-1]] * (self._rows - len(ready))
-        states = self._encode({name: np.stack([row.inputs[name] for row in filled]) for name in ready[0].inputs})
-        self._write(writer, waiting, pool)
-        return ready, states
-
-    def _write(self, writer: ShardWriter, batch: tuple[list[SceneRow], Array] | None, pool: Executor) -> None:
-        if batch is None:
-            return
-        rows, states = batch[0], np.asarray(batch[1])
-        encode = functools.partial(_record, storage=self._stage._storage)
-        for row, record in zip(rows, pool.map(encode, rows, states), strict=False):
-            if isinstance(record, FailedRow):
-                self._fail(writer, record)
-            else:
-                writer.add_encoded(row.token, *record)
-
-    def _fail(self, writer: ShardWriter, failed: FailedRow) -> None:
-        """Notes a scene that is missing. Beyond the budget the shard is not written, and so is tried again."""
-        writer.record_failure(failed.token, failed.reason)
-        self._failed.append(failed._asdict())
-        self._stage._require_budget(self._failed[::-1])
-
-
-def _record(row: SceneRow, states: np.ndarray, storage: Storage) -> Any:
-    """The record of a scene, or why there is none."""
-    if not np.isfinite(states.astype(np.float32)).all():
-        return FailedRow(row.token, f"Scene {row.token} of log {row.log_name}: its hidden states are not finite")
-    found = HiddenStates(row.token, row.log_name, states, row.length, row.history, row.status, row.target)
-    try:
-        return encode_record(found, storage)
-    except RecordError as error:
-        return FailedRow(row.token, str(error))
-
-
-def _on_devices(
-    encode: Callable[[Params, Mapping[str, Array]], Array], params: Params, rows: int
-) -> Callable[[Mapping[str, np.ndarray]], Array]:
-    """The encoder, compiled once for batches of so many rows, which are split over this process's devices.
-
-    Raises:
-      ValueError: The rows do not divide over the devices.
-    """
-    devices = jax.local_devices()
-    if rows % len(devices):
-        raise ValueError(
-            f"CacheHiddenStates.batch_size={rows} does not divide over {len(devices)} devices; use a multiple of it."
-        )
-    mesh = Mesh(np.asarray(devices), (_ROWS,))
-    everywhere, split = PartitionSpec(), PartitionSpec(_ROWS)
-    program = encode
-    if len(devices) > 1:
-        program = jax.shard_map(encode, mesh=mesh, in_specs=(everywhere, split), out_specs=split, check_vma=False)
-    program = jax.jit(program)
-    placed = jax.device_put(params, NamedSharding(mesh, everywhere))
-    return lambda batch: program(placed, jax.device_put(dict(batch), NamedSharding(mesh, split)))
 
 
 def _wait_for_all(what: str) -> None:

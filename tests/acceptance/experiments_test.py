@@ -24,7 +24,12 @@ def summary_of(experiment, folder, environment=()):
 
 def test_quickstart_ends_with_pdm_scores_of_a_planner_that_beats_constant_velocity(tmp_path):
     start = time.monotonic()
-    subprocess.run(["make", "quickstart", f"WORKDIR={tmp_path}"], check=True, timeout=1800, cwd=REPOSITORY)
+    # It compiles everything anew, as in a clean clone, so that its time is what a user waits.
+    shared = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    environment = {name: value for name, value in os.environ.items() if name not in shared}
+    subprocess.run(
+        ["make", "quickstart", f"WORKDIR={tmp_path}"], check=True, timeout=1800, cwd=REPOSITORY, env=environment
+    )
     print(f"make quickstart: {time.monotonic() - start:.0f} s")
     summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
     for metric in ("pdms", "fde"):

@@ -16,9 +16,8 @@ pytestmark = pytest.mark.heavy
 BASELINES = {"constant_velocity", "stopped", "human"}
 
 
-def run(experiment, folder, *bindings, option=None):
+def run(experiment, folder, *bindings):
     flags = [f"--experiment={experiment}", f"--workdir={folder}", *(f"--gin_bindings={b}" for b in bindings)]
-    flags += [] if option is None else [f"--gin_file={option}"]
     command = [sys.executable, "-m", "recogdrive.main", *flags]
     result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=240, env=os.environ)
     assert result.returncode == 0, result.stderr
@@ -51,14 +50,17 @@ def test_a_baseline_runs_by_name_with_the_trained_one_as_a_further_row(trained, 
     assert sum(row["agent"] == "ego_status_mlp" for row in rows) == 4
 
 
-def test_scores_in_a_container_equal_those_made_on_the_way_and_a_missing_scene_makes_them_partial(trained, tmp_path):
+def test_scores_in_a_container_equal_those_made_on_the_way_and_a_missing_scene_makes_them_partial(
+    trained, tmp_path, forked_command
+):
     town = SyntheticTown(num_scenes=4, seed=1000003, name="town_val")
     with PdmCacheWriter(tmp_path / "cache", origin={"source": "town"}) as writer:
         write_scenes(writer, (town[i] for i in range(3)), TownPdmScenes())
-    summary = run(
-        *("baseline_constant_velocity", tmp_path / "cv", "VAL_SCENES=4", f"PDM_CACHE='{tmp_path / 'cache'}'"),
-        option="gin/option/pdm_cache.gin",
-    )
+    flags = ["--experiment=baseline_constant_velocity", "--gin_file=gin/option/pdm_cache.gin"]
+    bindings = ["VAL_SCENES=4", f"PDM_CACHE='{tmp_path / 'cache'}'"]
+    result = forked_command(*flags, f"--workdir={tmp_path / 'cv'}", cwd=tmp_path, bindings=bindings)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "cv" / "summary.json").read_text())
     assert {metrics["pdms_partial"] for metrics in summary.values()} == {1}
     for agent in BASELINES:
         *made, _, _ = (trained[0] / "pdms" / "val" / f"{agent}.csv").read_text().splitlines()

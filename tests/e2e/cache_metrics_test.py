@@ -89,14 +89,15 @@ def test_ray_makes_the_same_bytes(whole, start):
     assert contents(folder) == contents(whole[0])
 
 
-def test_an_evaluation_without_container_or_weights_says_what_to_run_first(start, tmp_path):
-    process = start("mini_eval", tmp_path / "run")
-    _, log = process.communicate(timeout=100)
-    assert process.returncode == 2
-    assert "PARENT='runs/mini_il' does not exist. Run --experiment=mini_il first" in log
+def test_an_evaluation_without_container_or_weights_says_what_to_run_first(navsim_mini, tmp_path, forked_command):
+    flags = ["--experiment=mini_eval", f"--workdir={tmp_path / 'run'}"]
+    root = {"OPENSCENE_DATA_ROOT": str(navsim_mini), "NUPLAN_MAPS_ROOT": str(navsim_mini / "maps")}
+    result = forked_command(*flags, cwd=tmp_path, environment=root)
+    assert result.returncode == 2
+    assert "PARENT='runs/mini_il' does not exist. Run --experiment=mini_il first" in result.stderr
     (tmp_path / "parent").mkdir()
-    process = start("mini_eval", tmp_path / "run", [f"PARENT='{tmp_path / 'parent'}'", "PDM_CACHE='nowhere'"])
-    _, log = process.communicate(timeout=100)
-    assert process.returncode != 0
-    assert "There is no container at nowhere: write one with an experiment such as mini_cache_metrics" in log
+    bindings = [f"PARENT='{tmp_path / 'parent'}'", "PDM_CACHE='nowhere'"]
+    result = forked_command(*flags, cwd=tmp_path, bindings=bindings, environment=root)
+    assert result.returncode != 0
+    assert "There is no container at nowhere: write one with an experiment such as mini_cache_metrics" in result.stderr
     assert Path(tmp_path / "run" / "error.txt").exists()

@@ -114,10 +114,12 @@ def test_a_run_stopped_by_sigterm_continues_to_the_same_curve_and_weights(finish
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("parent", ["", "export/planner.ckpt"])
-def test_a_run_and_its_export_evaluate_to_the_same_figures(finished_run, tmp_path, parent):
+def test_a_run_and_its_export_evaluate_to_the_same_figures(finished_run, tmp_path, parent, forked_command):
     folder, _ = finished_run
     bindings = [*TINY, f"PARENT='{folder / parent}'", "VAL_SCENES=6"]
-    result = recogdrive("--experiment=debug_eval", f"--workdir={tmp_path / 'eval'}", cwd=tmp_path, bindings=bindings)
+    result = forked_command(
+        "--experiment=debug_eval", f"--workdir={tmp_path / 'eval'}", cwd=tmp_path, bindings=bindings
+    )
     assert result.returncode == 0, result.stderr
     evaluated = json.loads((tmp_path / "eval" / "summary.json").read_text())
     if parent:  # The export holds the final weights, which the run itself evaluated; a folder stands for its best step.
@@ -141,9 +143,9 @@ def test_a_dry_run_prints_what_would_run_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_counts_the_scenes_of_every_split(tmp_path, navsim_mini):
+def test_a_dry_run_counts_the_scenes_of_every_split(tmp_path, navsim_mini, forked_command):
     there = {"OPENSCENE_DATA_ROOT": str(navsim_mini)}
-    result = recogdrive("--experiment=mini_il", "--dry_run", cwd=tmp_path, environment=there, bindings=TINY)
+    result = forked_command("--experiment=mini_il", "--dry_run", cwd=tmp_path, environment=there, bindings=TINY)
     assert "evaluate train      17 scenes" in result.stdout, result.stdout + result.stderr
     assert "evaluate other_log  18 scenes" in result.stdout
 
@@ -163,17 +165,19 @@ def test_a_dry_run_counts_the_scenes_of_every_split(tmp_path, navsim_mini):
         (["--experiment=debug_eval"], ["PARENT='/gone'"], "PARENT='/gone' does not exist"),
     ],
 )
-def test_a_mistake_is_answered_in_a_sentence_without_traceback(tmp_path, flags, bindings, message):
-    result = recogdrive(*flags, f"--workdir={tmp_path / 'run'}", cwd=tmp_path, bindings=bindings)
+def test_a_mistake_is_answered_in_a_sentence_without_traceback(tmp_path, flags, bindings, message, forked_command):
+    result = forked_command(*flags, f"--workdir={tmp_path / 'run'}", cwd=tmp_path, bindings=bindings)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_data_root_is_answered_in_a_sentence(tmp_path):
+def test_a_missing_data_root_is_answered_in_a_sentence(tmp_path, forked_command):
     environment = {"OPENSCENE_DATA_ROOT": str(tmp_path / "nowhere")}
-    result = recogdrive("--experiment=mini_il", f"--workdir={tmp_path / 'run'}", cwd=tmp_path, environment=environment)
+    result = forked_command(
+        "--experiment=mini_il", f"--workdir={tmp_path / 'run'}", cwd=tmp_path, environment=environment
+    )
     assert result.returncode == 1
     assert "error: " in result.stderr and str(tmp_path / "nowhere") in result.stderr
     assert "Traceback" not in result.stderr
@@ -181,18 +185,18 @@ def test_a_missing_data_root_is_answered_in_a_sentence(tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["attempts"][0]["status"].startswith("failed")
 
 
-def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_sizes_that_do(tmp_path):
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_sizes_that_do(tmp_path, forked_command):
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     bindings = ["BATCH_SIZE=30", "TRAIN_SCENES=2", "VAL_SCENES=2"]
     flags = ["--experiment=debug_il", f"--workdir={tmp_path / 'run'}"]
-    result = recogdrive(*flags, cwd=tmp_path, bindings=bindings, environment=devices)
+    result = forked_command(*flags, cwd=tmp_path, bindings=bindings, environment=devices)
     assert result.returncode == 1
     assert "batch_size=30 does not divide over 8 devices" in result.stderr and "24 or 32" in result.stderr
 
 
-def test_a_folder_of_another_experiment_is_not_touched(tmp_path):
+def test_a_folder_of_another_experiment_is_not_touched(tmp_path, forked_command):
     (tmp_path / "run.json").write_text(json.dumps({"experiment": "quickstart", "attempts": []}))
-    result = recogdrive("--experiment=debug_il", f"--workdir={tmp_path}", cwd=tmp_path)
+    result = forked_command("--experiment=debug_il", f"--workdir={tmp_path}", cwd=tmp_path)
     assert result.returncode == 2
     assert "holds a run of quickstart, not of debug_il" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]

