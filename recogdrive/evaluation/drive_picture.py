@@ -20,6 +20,8 @@ NEAREST_M = 3.0
 """Ground nearer to the camera than this is not drawn on: it lies below the picture."""
 _STEP_M = 0.25
 _LINE_CHARACTERS = 155
+_LAST_CHARACTER = 0x24F
+"""End of extended Latin."""
 
 
 class Projection(Protocol):
@@ -61,11 +63,10 @@ def drive_figure(
     draw_scene(above, scene, trajectories, view=view_of(list(trajectories.values()), HALF_SIDE_M), title="")
     words = figure.add_subplot(grid[1, :])
     words.axis("off")
-    text = "\n".join(textwrap.wrap(answer, _LINE_CHARACTERS)[:3]) or "(nothing)"
-    words.text(
-        0.005, 0.98, f"VLM: {text}", va="top", ha="left", fontsize=9, family="monospace", parse_math=False,
-        gid="drive:answer",
-    )  # fmt: skip
+    text = "\n".join(textwrap.wrap(_drawable(answer), _LINE_CHARACTERS)[:3]) or "(nothing)"
+    said = words.text(0.005, 0.98, f"VLM: {text}", va="top", fontsize=9, family="monospace", parse_math=False)
+    said.set_gid("drive:answer")
+    said.set_in_layout(False)  # Long words must not shrink the pictures.
     figure.suptitle(title, fontsize=11, parse_math=False)
     return figure
 
@@ -73,7 +74,7 @@ def drive_figure(
 def ground_pixels(
     trajectory: Float[np.ndarray, "8 3"], camera: Projection
 ) -> tuple[Float[np.ndarray, "P 2"], Float[np.ndarray, "Q 2"]]:
-    """Pixels of a trajectory on flat ground: of its way from the ego on, and of its poses; too near ones left out."""
+    """Pixels of a trajectory on flat ground: of its way from the ego on, and of its poses; NaN where too near."""
     way = np.concatenate([np.zeros((1, 2)), np.asarray(trajectory, dtype=np.float64)[:, :2]])
     length = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(way, axis=0).T))])
     along = np.arange(0.0, length[-1] + _STEP_M, _STEP_M)
@@ -81,9 +82,15 @@ def ground_pixels(
 
     def seen(points: np.ndarray) -> np.ndarray:
         relative = camera.seen_from(np.concatenate([points, np.zeros((len(points), 1))], axis=1))
-        return camera.pixels(relative[relative[:, 0] >= NEAREST_M])
+        ahead = relative[:, :1] >= NEAREST_M
+        return np.where(ahead, camera.pixels(np.where(ahead, relative, NEAREST_M)), np.nan)
 
     return seen(dense), seen(way[1:])
+
+
+def _drawable(text: str) -> str:
+    """The text with a mark in place of what the picture's font lacks, as an untrained model may say."""
+    return "".join(c if c.isprintable() and ord(c) <= _LAST_CHARACTER else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _draw_front(

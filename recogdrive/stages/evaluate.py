@@ -61,4 +61,8 @@ class Evaluate:
         """Splits and weights."""
         parameters = describe_parameters(self._planner)
         weights = sum(4 * p.count for p in parameters)
-        return Description(self._splits.describe(), parameters, {"weights (float32)": weights})
+        memory = {"weights (float32)": weights}
+        frozen = getattr(self._planner, "frozen_shapes", dict)()
+        if frozen:
+            memory["frozen weights"] = sum(shape.size * shape.dtype.itemsize for shape in frozen.values())
+        return Description(self._splits.describe(), parameters, memory)
