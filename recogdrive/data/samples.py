@@ -8,8 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from recogdrive.data.context import ContextSource
-from recogdrive.data.types import FUTURE_FRAMES, Context, Scene
-from recogdrive.data.vlm.vlm_inputs import PromptRow
+from recogdrive.data.types import FUTURE_FRAMES, Context, PromptRow, Scene
 
 Sample = dict[str, np.ndarray]
 Batch = dict[str, np.ndarray]

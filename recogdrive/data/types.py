@@ -218,3 +218,18 @@ class Context:
 
     tokens: Float[np.ndarray, "T V"]
     mask: Bool[np.ndarray, "T"]
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """What a sample holds in place of `Context`: a row of a VLM batch.
+
+    Attributes:
+      row: Key -> array without batch axis.
+    """
+
+    row: Mapping[str, np.ndarray]
+
+    def entries(self) -> dict[str, np.ndarray]:
+        """Entries of the sample."""
+        return dict(self.row)

@@ -17,6 +17,7 @@ from recogdrive.models.bridge import Params
 from recogdrive.models.planner.planner import ParameterRow
 from recogdrive.models.vlm.internvl import InternVL
 from recogdrive.models.vlm.loading import VlmWeights, load_vlm
+from recogdrive.models.vlm.trainable import decays
 from recogdrive.models.vlm.weights import save_original, save_transformers
 
 Batch = Mapping[str, Any]
@@ -68,6 +69,10 @@ class ContextPlanner(Protocol):
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Training loss of a batch with `context` and `context_mask`."""
         ...
+
+    def decayed(self, name: str) -> bool:
+        """Whether weight decay reaches a tensor: the planner's all, the VLM's as in fine-tuning."""
+        return not name.startswith(VLM_PREFIX) or decays(name.removeprefix(VLM_PREFIX), self.encoder.vlm.config)
 
     def plan(self, params: Params, batch: Batch, keys: Key[Array, "B"]) -> Float[Array, "B 8 3"]:
         """A trajectory a scene."""

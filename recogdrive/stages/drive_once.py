@@ -10,11 +10,10 @@ import gin
 import numpy as np
 
 from recogdrive.data.context import ContextSource
-from recogdrive.data.single_image import GivenStatus
 from recogdrive.data.splits import PlanningSplits
-from recogdrive.data.types import FRAME_INTERVAL_S, FUTURE_FRAMES, Command, Scene
+from recogdrive.data.types import FRAME_INTERVAL_S, FUTURE_FRAMES, Command, PromptRow, Scene
 from recogdrive.data.vlm.pictures import FilePicture, Picture
-from recogdrive.data.vlm.vlm_inputs import PromptRow
+from recogdrive.data.vlm.single_image import GivenStatus
 from recogdrive.evaluation.agents import Answer
 from recogdrive.evaluation.bev import HUMAN, figure_png
 from recogdrive.evaluation.drive_picture import drive_figure

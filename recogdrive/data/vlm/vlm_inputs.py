@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -10,7 +9,7 @@ import gin
 import numpy as np
 
 from recogdrive.data.hidden_cache.container import fingerprint_of
-from recogdrive.data.types import Scene
+from recogdrive.data.types import PromptRow, Scene
 from recogdrive.data.vlm.tiling import Tiling
 
 
@@ -34,21 +33,6 @@ class PromptRows(Protocol):
     def with_tokenizer_of(self, weights: Path) -> Self:
         """The same with the tokenizer beside these weights, unless another one is set."""
         ...
-
-
-@dataclass(frozen=True)
-class PromptRow:
-    """What a sample holds in place of `Context`: a row of a VLM batch.
-
-    Attributes:
-      row: Key -> array without batch axis.
-    """
-
-    row: Mapping[str, np.ndarray]
-
-    def entries(self) -> dict[str, np.ndarray]:
-        """Entries of the sample."""
-        return dict(self.row)
 
 
 @gin.register

@@ -10,11 +10,11 @@ from PIL import Image
 
 from recogdrive.composition import Composition
 from recogdrive.data.context import NoContext
-from recogdrive.data.single_image import GivenStatus
 from recogdrive.data.splits import PlanningSplits
 from recogdrive.data.synthetic.town import SyntheticTown
 from recogdrive.data.vlm.cameras import TownCamera
 from recogdrive.data.vlm.driving_prompt import DrivingPrompt
+from recogdrive.data.vlm.single_image import GivenStatus
 from recogdrive.evaluation.text_agent import read_answer
 from recogdrive.experiment import ConfigurationError, find_experiment
 from recogdrive.models.ego_status_mlp import EgoStatusMLP

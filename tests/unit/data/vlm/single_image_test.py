@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recogdrive.data.samples import status_feature
-from recogdrive.data.single_image import GivenStatus
+from recogdrive.data.vlm.single_image import GivenStatus
 
 
 def test_a_status_becomes_the_planners_inputs():
