@@ -119,3 +119,26 @@ class TinyFineTuning:
 @pytest.fixture(scope="session")
 def tiny_sft():
     return TinyFineTuning()
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile(tmp_path_factory):
+    """For tests that wait for compilation alone: programs are not optimised, and equal ones are compiled once."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    cache = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in cache}
+
+    def configure(settings, optimised):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        jax.config.update("jax_disable_most_optimizations", not optimised)
+        compilation_cache.reset_cache()
+
+    configure(cache, optimised=False)
+    yield
+    configure(before, optimised=True)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from recogdrive.composition import Composition
 from recogdrive.data.vlm.tokenizer import VlmTokenizer
@@ -21,6 +20,8 @@ from recogdrive.stages.vlm_sft import ANSWERS_FILE, VlmSft, updates_of
 from recogdrive.training.checkpoint import load_params
 from recogdrive.training.loop import Trainer
 from recogdrive.training.optim import AdamW, Constant
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 STEPS = 4
 LAYER = "model.vision_tower.encoder.layer.*."
@@ -59,26 +60,6 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(value), err_msg=name)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Stages that compile the same program share it, and programs are not worth optimising."""
-    cache = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in cache}
-
-    def configure(settings, optimised):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        jax.config.update("jax_disable_most_optimizations", not optimised)
-        compilation_cache.reset_cache()
-
-    configure(cache, optimised=False)
-    yield
-    configure(before, optimised=True)
-
-
 def from_random_weights(tiny_sft, steps=STEPS):
     return stage(
         tiny_sft,
@@ -92,7 +73,7 @@ def from_random_weights(tiny_sft, steps=STEPS):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_sft, tmp_path_factory):
+def trained(tiny_sft, quick_to_compile, tmp_path_factory):
     path = tmp_path_factory.mktemp("sft") / "trained"
     return path, from_random_weights(tiny_sft).run(open_folder(path), None)
 
