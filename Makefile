@@ -20,7 +20,7 @@ help:
 	@echo "make test        the whole test suite with coverage"
 	@echo "make acceptance  quickstart and mini_il in full, with the figures they must reach"
 	@echo "make soak        200 kills of a training run, each resumed bit for bit"
-	@echo "make benchmark   planner beside plain PyTorch, PDM scores per second, scenes to score in per second"
+	@echo "make benchmark   planner beside plain PyTorch, PDM scores per second, scenes to score in per second, VLM steps, hidden states"
 	@echo "make lint        ruff check and format check;  make format  applies them"
 	@echo "make constraints writes the versions of $(VENV) to constraints.txt"
 
@@ -65,6 +65,8 @@ benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/planner_step.py
 	$(BIN)/python benchmarks/pdm_score.py
 	$(BIN)/python benchmarks/metric_cache.py
+	$(BIN)/python benchmarks/vlm_step.py
+	$(BIN)/python benchmarks/hidden_cache.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -78,3 +78,81 @@ def clean_gin():
     gin.clear_config()
     yield
     gin.clear_config()
+
+
+class TinyFineTuning:
+    """Parts of a fine-tuning run on the town, of sizes that compile in seconds: tiles of 28 pixels are one vector."""
+
+    def __init__(self):
+        # Only tests that use it pay for these imports.
+        from recogdrive.data.vlm.scene_conversations import training_texts
+        from recogdrive.data.vlm.tokenizer import train_tokenizer
+
+        self.tokenizer = train_tokenizer(training_texts(self.conversations()), 768)
+
+    def open(self, weights):
+        """As a source of tokenizers."""
+        del weights
+        return self.tokenizer
+
+    def conversations(self, scenes=4, seed=1):
+        """Two conversations a scene, of 57 to 148 tokens."""
+        from recogdrive.data.synthetic.town import SyntheticTown
+        from recogdrive.data.vlm.cameras import TownCamera
+        from recogdrive.data.vlm.driving_prompt import DrivingPrompt
+        from recogdrive.data.vlm.scene_conversations import SceneConversations
+
+        town = SyntheticTown(num_scenes=scenes, seed=seed, name=f"town_{seed}")
+        return SceneConversations(town, DrivingPrompt("town"), TownCamera(64, 36))
+
+    def vlm(self, width=16, **settings):
+        from recogdrive.models.vlm.config import LanguageConfig, VisionConfig, VlmConfig
+        from recogdrive.models.vlm.internvl import InternVL
+
+        config = VlmConfig(
+            vision=VisionConfig(width=16, layers=2, heads=2, mlp_width=24, image_size=28),
+            language=LanguageConfig(
+                width=width, layers=2, heads=2, kv_heads=1, mlp_width=24, vocab_size=self.tokenizer.vocab_size
+            ),
+        )
+        defaults = {"compute_dtype": "float32", "attention": "plain", "remat": "none", "loss_chunk": 32}
+        return InternVL(config, img_context_id=self.tokenizer.img_context_id, **defaults | settings)
+
+    def data(self, held_out=None, tokenizer=None, **settings):
+        """Packed rows of 160 tokens."""
+        from recogdrive.data.vlm.fine_tuning_data import FineTuningData
+        from recogdrive.data.vlm.layouts import PackedRows
+        from recogdrive.data.vlm.tiling import Tiling
+
+        defaults = {"train": self.conversations, "layout": PackedRows(160, 3), "max_seq_length": 160, "num_threads": 1}
+        return FineTuningData(
+            tokenizer=tokenizer or self, tiling=Tiling(28, dynamic=False), held_out=held_out, **defaults | settings
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_sft():
+    return TinyFineTuning()
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile(tmp_path_factory):
+    """For tests that wait for compilation alone: programs are not optimised, and equal ones are compiled once."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    cache = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in cache}
+
+    def configure(settings, optimised):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        jax.config.update("jax_disable_most_optimizations", not optimised)
+        compilation_cache.reset_cache()
+
+    configure(cache, optimised=False)
+    yield
+    configure(before, optimised=True)

@@ -149,7 +149,11 @@ class VlmSft:
             memory_bytes=training_memory(
                 self._trainer, self._objective, self._batch_shapes(), self._objective.frozen_shapes()
             ),
-            notes=[f"{self._batch_size} rows an update in {self._trainer.accumulation_steps} micro-batches"],
+            notes=[
+                f"{self._batch_size} rows an update in {self._trainer.accumulation_steps} micro-batches",
+                f"memory of a step as compiled for {jax.devices()[0].platform}: on a CPU it holds attention matrices "
+                "that kernels of accelerators never make",
+            ],
         )
 
     def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -4,7 +4,7 @@
 child for it (which starts JAX by itself, the parent never does), and answers with one JSON line. A request:
 
   workdir: run folder.
-  objective: "mlp" or "planner"; steps: length of the run.
+  objective: "mlp", "planner" or "vlm"; steps: length of the run.
   signal: what to send, 9 or 15; absent to let the run end by itself.
   event, count, delay_s: the signal goes out `delay_s` after the child reported its `count`-th "start", "batch", "save",
     "seal" or "log". The child reports through a pipe and goes on without waiting, so the signal hits wherever it is.
@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 import traceback
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -30,8 +31,20 @@ import optax  # noqa: F401
 import orbax.checkpoint  # noqa: F401
 
 from recogdrive.data.batching import BatchStream
+from recogdrive.data.synthetic.town import SyntheticTown
+from recogdrive.data.vlm.cameras import TownCamera
+from recogdrive.data.vlm.driving_prompt import DrivingPrompt
+from recogdrive.data.vlm.fine_tuning_data import FineTuningData, TownTokenizer
+from recogdrive.data.vlm.layouts import PackedRows
+from recogdrive.data.vlm.scene_conversations import SceneConversations
+from recogdrive.data.vlm.tiling import Tiling
 from recogdrive.models.planner.planner import DiffusionPlanner
+from recogdrive.models.vlm.config import LanguageConfig, VisionConfig, VlmConfig
+from recogdrive.models.vlm.internvl import InternVL
+from recogdrive.models.vlm.lora import Lora
+from recogdrive.models.vlm.trainable import TrainableSet
 from recogdrive.training import checkpoint, loop, manifest
+from recogdrive.training.fine_tuning import FineTuning
 from recogdrive.training.optim import AdamW, WarmupCosine
 from recogdrive.training.state import to_stored
 
@@ -82,7 +95,30 @@ class Samples:
 def make_objective(name):
     if name == "mlp":
         return Mlp()
-    return DiffusionPlanner(context_width=6, heads=2, head_dim=4, layers=2, output_dim=8, hidden_dim=8)
+    if name == "planner":
+        return DiffusionPlanner(context_width=6, heads=2, head_dim=4, layers=2, output_dim=8, hidden_dim=8)
+    config = VlmConfig(
+        vision=VisionConfig(width=16, layers=2, heads=2, mlp_width=24, image_size=28),
+        language=LanguageConfig(width=16, layers=2, heads=2, kv_heads=1, mlp_width=24, vocab_size=768),
+    )
+    # Everything that draws: stochastic depth and the adapters' dropout; and weights that are in no checkpoint.
+    vlm = InternVL(config, img_context_id=5, remat="dots", drop_path_rate=0.2, loss_chunk=32, lora=Lora(2, dropout=0.2))
+    return FineTuning(vlm, TrainableSet(freeze_mlp=True))
+
+
+def make_stream(name, workdir):
+    if name != "vlm":
+        return BatchStream(Samples(), batch_size=16, seed=3)
+    conversations = SceneConversations(SyntheticTown(num_scenes=5), DrivingPrompt("town"), TownCamera(64, 36))
+    data = FineTuningData(
+        lambda: conversations,
+        TownTokenizer(conversations, vocab_size=768),
+        Tiling(28, dynamic=False),
+        PackedRows(256, 3),
+        max_seq_length=160,
+    )
+    samples, survey = data.samples(conversations, data.tokenizer.open(None), 1, 3, workdir / "data")
+    return data.stream(samples, survey, batch_size=2, seed=3, process_index=0, process_count=1)
 
 
 @jax.jit
@@ -120,20 +156,28 @@ def record_order(workdir):
     def make_recording(*args, **kwargs):
         train_step = make(*args, **kwargs)
 
-        def recording(state, batch):
-            step, indices = int(state.step), np.asarray(batch["index"]).tolist()
+        def recording(state, batch, frozen):
+            step, indices = int(state.step), samples_of(batch)
             os.write(file.fileno(), (json.dumps([step, indices]) + "\n").encode())
-            return train_step(state, batch)
+            return train_step(state, batch, frozen)
 
         return recording
 
     loop.make_train_step = make_recording
 
 
+def samples_of(batch):
+    """Something that tells the rows of a batch apart."""
+    if "index" in batch:
+        return np.asarray(batch["index"]).tolist()
+    return [zlib.crc32(row.tobytes()) for row in np.asarray(batch["input_ids"])]
+
+
 def train(request, pipe):
     jax.config.update("jax_compilation_cache_dir", str(Path(request["workdir"]).parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_disable_most_optimizations", request["objective"] == "vlm")  # Compiles in half the time.
     workdir = Path(request["workdir"])
     workdir.mkdir(parents=True, exist_ok=True)
     report_events(pipe)
@@ -150,8 +194,11 @@ def train(request, pipe):
         best_metric="weight_norm",
         best_mode="max",
     )
-    stream = BatchStream(Samples(), batch_size=16, seed=3)
-    state = trainer.fit(make_objective(request["objective"]), stream, workdir, evaluate=weight_norm)
+    objective, stream = make_objective(request["objective"]), make_stream(request["objective"], workdir)
+    frozen = None
+    if isinstance(objective, FineTuning):
+        frozen = objective.init_frozen(jax.random.key(1))
+    state = trainer.fit(objective, stream, workdir, evaluate=weight_norm, frozen=frozen)
     paths, _ = jax.tree_util.tree_flatten_with_path(to_stored(state))
     np.savez(workdir / "final.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths})
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.heavy
 
 DRIVER = Path(__file__).with_name("kill_resume_driver.py")
 REPOSITORY = DRIVER.parent.parent.parent
-MLP_STEPS, PLANNER_STEPS = 100, 12
+MLP_STEPS, PLANNER_STEPS, VLM_STEPS = 100, 12, 12
 
 # What the signal is tied to, how often that happens in a run before it, and the longest wait after it: a step takes
 # about 2 ms, a save about 50 ms, of which sealing, renaming and deleting the oldest are the end.
@@ -131,6 +131,20 @@ def test_the_planner_killed_and_restarted_ends_bit_equal_to_an_undisturbed_one(d
     ):
         assert driver.run(killed, "planner", PLANNER_STEPS, signal=signal.SIGKILL, **moment)["sent"]
     assert driver.run(killed, "planner", PLANNER_STEPS)["exit"] == 0
+    assert_same_run(killed, reference)
+
+
+def test_fine_tuning_killed_and_restarted_ends_bit_equal_to_an_undisturbed_run(driver, tmp_path):
+    """Rows packed from conversations, adapters' dropout, stochastic depth, frozen weights handed in anew."""
+    reference = tmp_path / "undisturbed"
+    assert driver.run(reference, "vlm", VLM_STEPS)["exit"] == 0
+    killed = tmp_path / "killed"
+    for moment in (
+        {"event": "seal", "count": 1, "delay_s": 0.0},
+        {"event": "batch", "count": 4, "delay_s": 0.005},
+    ):
+        assert driver.run(killed, "vlm", VLM_STEPS, signal=signal.SIGKILL, **moment)["sent"]
+    assert driver.run(killed, "vlm", VLM_STEPS)["exit"] == 0
     assert_same_run(killed, reference)
 
 

@@ -50,7 +50,7 @@ def make_row(
     pad_id: int,
     loss_reduction: str = "token",
 ) -> Row:
-    """Samples one after the other, then padding: the entries of a batch (docs/architecture.md) without its axis.
+    """Samples one after the other, then padding: the entries of a batch (docs/vlm.md) without its axis.
 
     Every sample is a segment of its own, 1, 2, ... with positions from 0; its tiles follow those of the one before.
 
