@@ -338,6 +338,7 @@ def load_params(
     """
     if prefer not in ("ema", "params") or which not in ("best", "latest"):
         raise ValueError(f"prefer={prefer!r} must be 'ema' or 'params', which={which!r} must be 'best' or 'latest'.")
+    quiet_orbax()
     folder = Path(folder).absolute()
     folder = folder / CHECKPOINTS_FOLDER if (folder / CHECKPOINTS_FOLDER).is_dir() else folder
     if (folder / manifest.MANIFEST).is_file() or (folder / STATE).is_dir():

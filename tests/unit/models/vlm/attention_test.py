@@ -100,3 +100,21 @@ def test_scores_and_softmax_are_float32_for_bfloat16_inputs(tensors):
 def test_an_unknown_implementation_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'flash'.*'fused', 'plain', 'splash'"):
         attention.implementation_name("flash")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "dtype", "has_mask", "expected"),
+    [
+        (128, 64, jnp.bfloat16, True, True),
+        (1025, 64, jnp.bfloat16, False, True),
+        (1025, 64, jnp.bfloat16, True, False),
+        (128, 64, jnp.float32, True, False),
+        (128, 160, jnp.bfloat16, False, False),
+        (128, 12, jnp.bfloat16, False, False),
+    ],
+)
+def test_cudnn_is_asked_for_on_gpus_where_it_takes_the_shapes(monkeypatch, tokens, width, dtype, has_mask, expected):
+    query = jax.ShapeDtypeStruct((1, 2, tokens, width), dtype)
+    assert not attention._suits_cudnn(query, query, has_mask=has_mask)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert attention._suits_cudnn(query, query, has_mask=has_mask) == expected
