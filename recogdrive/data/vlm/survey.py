@@ -202,7 +202,8 @@ def _measure_all(samples: VlmSamples, decode: bool, executor: Executor | None) -
     for done, (start, measured, wrong) in enumerate(results, start=1):
         sizes[start : start + len(measured)] = measured
         faults += wrong
-        logging.log_every_n_seconds(logging.INFO, "measured %d of %d records", 10, done * _RECORDS_PER_TASK, len(first))
+        measured_so_far = min(done * _RECORDS_PER_TASK, len(first))
+        logging.log_every_n_seconds(logging.INFO, "measured %d of %d records", 10, measured_so_far, len(first))
     tokens, tiles, supervised = sizes[record.reshape(-1)].T
     return Survey(
         np.ascontiguousarray(tokens),
