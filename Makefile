@@ -59,7 +59,7 @@ soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak
 
 acceptance: $(INSTALLED)
-	$(BIN)/python -m pytest -m acceptance -s
+	$(BIN)/python -m pytest -m acceptance -n $(TEST_WORKERS) --dist loadfile -rP
 
 benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/planner_step.py

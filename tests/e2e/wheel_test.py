@@ -19,7 +19,7 @@ from recogdrive.stages import base, imitation
 print("PACKAGE", recogdrive.__file__)
 print("CONFIGS", config_root())
 # Compiling every network to ask for its memory takes minutes and is tested elsewhere; here files have to be found.
-imitation.training_memory = lambda trainer, planner, batch: {}
+imitation.training_memory = lambda *_: {}
 for name, experiment in load_registry().items():
     print("DESCRIBED", name, len(base.describe(compose(experiment, [], []))))
 """

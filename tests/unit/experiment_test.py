@@ -37,7 +37,9 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def test_a_name_unlike_any_other_is_answered_with_what_there_is():
-    with pytest.raises(ConfigurationError, match=r"no experiment 'zzzzzz'\. There is: quickstart, .* --list shows all"):
+    with pytest.raises(
+        ConfigurationError, match=r"no experiment 'zzzzzz'\. There is: quickstart_sft, .* --list shows all"
+    ):
         experiment.find_experiment("zzzzzz")
 
 

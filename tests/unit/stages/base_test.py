@@ -146,8 +146,8 @@ def test_a_description_shows_every_section_with_totals():
 
 
 def test_the_description_of_an_experiment_without_stage_says_what_is_missing():
-    text = base.describe(composition("2b_sft"))
-    assert "# Not in this version\n\n2b_sft needs the InternVL3 stages" in text
+    text = base.describe(composition("2b_rl"))
+    assert "# Not in this version\n\n2b_rl needs the DiffGRPO stage" in text
     assert "# Parameters" not in text
 
 

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -35,6 +36,7 @@ def test_points_after_the_restored_step_are_dropped_when_a_run_continues(tmp_pat
     for step in (1, 2, 3):
         first.scalars(step, {"loss": float(step)})
     first.close()
+    time.sleep(1.1)  # TensorBoard reads files in the order of their names, which hold the second they were begun in.
     second = EventWriter(tmp_path, restored_step=1)
     second.scalars(2, {"loss": 20.0})
     second.close()

@@ -73,6 +73,8 @@ def test_a_row_has_the_same_bits_alone_elsewhere_and_in_another_batch(dtype):
 class CountingVlm:
     """Gives every token its id plus a hundred times the number of rows it is computed with."""
 
+    context_width = 1
+
     def hidden_states(self, params, batch):
         ids = batch["input_ids"].astype(jnp.float32)
         return (ids + 100 * ids.shape[0])[..., None]
