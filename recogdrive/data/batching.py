@@ -1,7 +1,7 @@
 """Samples -> an endless, shuffled, sharded and resumable stream of batches, on Grain."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import gin
 import grain
@@ -23,8 +23,101 @@ class SampleSource(Protocol):
         ...
 
 
+class ResumableBatches:
+    """The batches of a Grain dataset, from any of them on: the whole state is the number of the next batch.
+
+    Args:
+      batches: Random access to batches, without end.
+      batch_size: Rows of a global batch.
+      identity: What the order depends on, JSON-serialisable; a state with another one is refused.
+      num_threads: Reading threads of each process.
+      num_workers: Worker processes; 0 reads in threads of this process. Only decoding images is worth their start-up.
+      prefetch: Batches made ahead.
+    """
+
+    def __init__(
+        self,
+        batches: grain.MapDataset,
+        batch_size: int,
+        identity: Mapping[str, Any],
+        *,
+        num_threads: int,
+        num_workers: int,
+        prefetch: int,
+    ) -> None:
+        self.batch_size = batch_size
+        self._batches = batches
+        self._identity = {"batch_size": batch_size, **identity}
+        self._num_threads = num_threads
+        self._num_workers = num_workers
+        self._prefetch = prefetch
+        self._next_batch = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = iter(self._pipeline())
+        batch = next(self._iterator)
+        self._next_batch += 1
+        return batch
+
+    def _pipeline(self) -> grain.IterDataset:
+        """The pipeline from the next batch on. Cutting the dataset there makes resuming independent of workers."""
+        rest = self._batches.slice(slice(self._next_batch, None))
+        if self._num_workers == 0:
+            return rest.to_iter_dataset(grain.ReadOptions(self._num_threads, max(self._prefetch, self._num_threads)))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which a plain Python program never parses.
+        return rest.to_iter_dataset(grain.ReadOptions(self._num_threads, self._num_threads)).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=self._prefetch)
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """Describes the next batch; JSON-serialisable, the same on every process."""
+        return {"next_batch": self._next_batch, **self._identity}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state` was taken.
+
+        Raises:
+          ValueError: The state belongs to another order: another batch size, seed, or other samples.
+        """
+        for name, value in self._identity.items():
+            if state[name] != value:
+                raise ValueError(
+                    f"The checkpoint was trained with {name}={state[name]}, this run has {name}={value}: the order of "
+                    f"samples would change. Resume with {name}={state[name]}, or start in a new --workdir."
+                )
+        self.close()
+        self._next_batch = int(state["next_batch"])
+
+    def close(self) -> None:
+        """Ends worker processes and reading threads; the stream starts them again when it is next read."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def rows_of_process(batch_size: int, process_count: int) -> int:
+    """Rows of a global batch that each process yields.
+
+    Raises:
+      ValueError: The batch size is not positive or does not divide; names the nearest that does.
+    """
+    if batch_size <= 0 or batch_size % process_count:
+        nearest = max(1, round(batch_size / process_count)) * process_count
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over {process_count} processes; use a positive multiple of "
+            f"{process_count} (e.g. {nearest})."
+        )
+    return batch_size // process_count
+
+
 @gin.register
-class BatchStream:
+class BatchStream(ResumableBatches):
     """Endless stream of training batches, the same for the same seed on any number of processes and workers.
 
     The samples are shuffled anew in every epoch and batches run on across the border of epochs, so every sample is seen
@@ -59,76 +152,20 @@ class BatchStream:
     ) -> None:
         if len(samples) == 0:
             raise ValueError("The training split holds no samples; check its scene filter.")
-        if batch_size <= 0 or batch_size % process_count:
-            nearest = max(1, round(batch_size / process_count)) * process_count
-            raise ValueError(
-                f"batch_size={batch_size} does not divide over {process_count} processes; use a positive multiple of "
-                f"{process_count} (e.g. {nearest})."
-            )
-        self.batch_size = batch_size
+        rows = rows_of_process(batch_size, process_count)
         self.samples_per_epoch = len(samples)
-        self._seed = seed
-        self._num_threads = num_threads
-        self._num_workers = num_workers
-        self._prefetch = prefetch
-        self._batches = (
+        super().__init__(
             grain.MapDataset.source(samples)
             .shuffle(seed=seed)
             .repeat()
             .slice(slice(process_index, None, process_count))
-            .batch(batch_size // process_count, batch_fn=stack_samples)
+            .batch(rows, batch_fn=stack_samples),
+            batch_size,
+            {"seed": seed, "samples": len(samples)},
+            num_threads=num_threads,
+            num_workers=num_workers,
+            prefetch=prefetch,
         )
-        self._next_batch = 0
-        self._iterator: grain.DatasetIterator | None = None
-
-    def __iter__(self) -> "BatchStream":
-        return self
-
-    def __next__(self) -> Batch:
-        if self._iterator is None:
-            self._iterator = iter(self._pipeline())
-        batch = next(self._iterator)
-        self._next_batch += 1
-        return batch
-
-    def _pipeline(self) -> grain.IterDataset:
-        """The pipeline from the next batch on. Cutting the dataset there makes resuming independent of workers."""
-        rest = self._batches.slice(slice(self._next_batch, None))
-        if self._num_workers == 0:
-            return rest.to_iter_dataset(grain.ReadOptions(self._num_threads, max(self._prefetch, self._num_threads)))
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which a plain Python program never parses.
-        return rest.to_iter_dataset(grain.ReadOptions(self._num_threads, self._num_threads)).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=self._prefetch)
-        )
-
-    def _identity(self) -> dict[str, int]:
-        return {"batch_size": self.batch_size, "seed": self._seed, "samples": self.samples_per_epoch}
-
-    def get_state(self) -> dict[str, int]:
-        """Describes the next batch; JSON-serialisable, the same on every process."""
-        return {"next_batch": self._next_batch, **self._identity()}
-
-    def set_state(self, state: Mapping[str, int]) -> None:
-        """Continues where `state` was taken.
-
-        Raises:
-          ValueError: The state belongs to another order: another batch size, seed or number of samples.
-        """
-        for name, value in self._identity().items():
-            if state[name] != value:
-                raise ValueError(
-                    f"The checkpoint was trained with {name}={state[name]}, this run has {name}={value}: the order of "
-                    f"samples would change. Resume with {name}={state[name]}, or start in a new --workdir."
-                )
-        self.close()
-        self._next_batch = int(state["next_batch"])
-
-    def close(self) -> None:
-        """Ends worker processes and reading threads; the stream starts them again when it is next read."""
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
 
 
 def order_of(stream: BatchStream, num_batches: int) -> np.ndarray:

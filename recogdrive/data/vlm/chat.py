@@ -7,13 +7,12 @@ import numpy as np
 from jaxtyping import Int32
 
 from recogdrive.data.vlm.conversations import IMAGE_PLACEHOLDER, Cause, Conversation, ConversationError, Turn
+from recogdrive.data.vlm.tokenizer import IMG_CONTEXT, IMG_END, IMG_START
 
 TEMPLATE = "internvl2_5"
 """Its name in configurations."""
 IGNORED = -100
 """Label of a token that is not supervised."""
-IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-"""Tokens around, and in place of, the vectors of an image."""
 DEFAULT_SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )

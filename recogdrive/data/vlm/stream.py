@@ -1,14 +1,14 @@
 """Samples of a vision-language model -> an endless, sharded and resumable stream of batches, on Grain."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import gin
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
+from recogdrive.data.batching import ResumableBatches, rows_of_process
 from recogdrive.data.vlm.conversations import Cause, ConversationError
 from recogdrive.data.vlm.layouts import RowLayout
 from recogdrive.data.vlm.plan import RunPlan
@@ -24,7 +24,7 @@ _ROWS = 1 << 62
 
 
 @gin.register
-class VlmBatchStream:
+class VlmBatchStream(ResumableBatches):
     """Endless stream of batches for fine-tuning, the same for the same seed on any number of processes and workers.
 
     Every epoch shows every usable sample once, in rows that are planned anew, and batches run on across the border of
@@ -74,35 +74,29 @@ class VlmBatchStream:
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        if batch_size <= 0 or batch_size % process_count:
-            nearest = max(1, round(batch_size / process_count)) * process_count
-            raise ValueError(
-                f"batch_size={batch_size} does not divide over {process_count} processes; use a positive multiple of "
-                f"{process_count} (e.g. {nearest})."
-            )
+        rows = rows_of_process(batch_size, process_count)
         require_reduction(loss_reduction)
         require_budget(max_skipped)
-        self.batch_size = batch_size
         self.plan = RunPlan(survey, layout, batch_size=batch_size, seed=seed, max_seq_length=samples.max_seq_length)
         self.samples_per_epoch = len(self.plan.epoch(0))
         self.faults: list[Fault] = []
         self._samples = samples
         self._survey = survey
-        self._seed = seed
-        self._layout = repr(self.plan.layout)
         self._max_skipped = max_skipped
-        self._num_threads = num_threads
-        self._num_workers = num_workers
-        self._prefetch = prefetch
-        rows = batch_size // process_count
-        self._batches = grain.MapDataset.source(
-            _ProcessRows(samples, self.plan, loss_reduction, process_index * rows, rows)
-        ).batch(rows, batch_fn=_stack)
-        self._next_batch = 0
-        self._iterator: grain.DatasetIterator | None = None
-
-    def __iter__(self) -> "VlmBatchStream":
-        return self
+        of_process = _ProcessRows(samples, self.plan, loss_reduction, process_index * rows, rows)
+        super().__init__(
+            grain.MapDataset.source(of_process).batch(rows, batch_fn=_stack),
+            batch_size,
+            {
+                "seed": seed,
+                "layout": repr(self.plan.layout),
+                "samples": len(self.plan.indices),
+                "sizes": survey.fingerprint,
+            },
+            num_threads=num_threads,
+            num_workers=num_workers,
+            prefetch=prefetch,
+        )
 
     def __next__(self) -> Batch:
         """The next batch.
@@ -110,11 +104,8 @@ class VlmBatchStream:
         Raises:
           ValueError: More samples were unusable than may be.
         """
-        if self._iterator is None:
-            self._iterator = iter(self._pipeline())
-        batch = next(self._iterator)
+        batch = super().__next__()
         self._count(batch.pop(_FAULTS))
-        self._next_batch += 1
         return batch
 
     def efficiency(self) -> dict[str, float]:
@@ -137,51 +128,6 @@ class VlmBatchStream:
                 self._max_skipped,
                 self._samples.conversations.name,
             )
-
-    def _pipeline(self) -> grain.IterDataset:
-        """The pipeline from the next batch on. Cutting the dataset there makes resuming independent of workers."""
-        rest = self._batches.slice(slice(self._next_batch, None))
-        if self._num_workers == 0:
-            return rest.to_iter_dataset(grain.ReadOptions(self._num_threads, max(self._prefetch, self._num_threads)))
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which a plain Python program never parses.
-        return rest.to_iter_dataset(grain.ReadOptions(self._num_threads, self._num_threads)).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=self._prefetch)
-        )
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "seed": self._seed,
-            "layout": self._layout,
-            "samples": len(self.plan.indices),
-            "sizes": self._survey.fingerprint,
-        }
-
-    def get_state(self) -> dict[str, Any]:
-        """Describes the next batch; JSON-serialisable, the same on every process."""
-        return {"next_batch": self._next_batch, **self._identity()}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues where `state` was taken.
-
-        Raises:
-          ValueError: The state belongs to another order: another batch size, seed, layout, or other samples.
-        """
-        for name, value in self._identity().items():
-            if state[name] != value:
-                raise ValueError(
-                    f"The checkpoint was trained with {name}={state[name]}, this run has {name}={value}: the order of "
-                    f"samples would change. Resume with {name}={state[name]}, or start in a new --workdir."
-                )
-        self.close()
-        self._next_batch = int(state["next_batch"])
-
-    def close(self) -> None:
-        """Ends worker processes and reading threads; the stream starts them again when it is next read."""
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
 
 
 class _ProcessRows:

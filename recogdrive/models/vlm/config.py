@@ -8,9 +8,6 @@ from typing import Any
 
 import gin
 
-IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-"""Tokens around, and in place of, the vectors of an image."""
-
 
 @gin.register
 @dataclass(frozen=True)
