@@ -12,13 +12,13 @@ TORCH_SOURCE ?=
 TEST_WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help env quickstart test soak acceptance lint format benchmark constraints clean
+.PHONY: help env quickstart test coverage soak acceptance lint format benchmark constraints clean
 
 help:
 	@echo "make env         builds $(VENV) from pyproject.toml and constraints.txt"
 	@echo "make quickstart  synthetic town -> VLM -> hidden states -> planner -> PDM scores -> report, in $(WORKDIR)/quickstart"
-	@echo "make test        the whole test suite with coverage"
-	@echo "make acceptance  quickstart and mini_il in full, with the figures they must reach"
+	@echo "make test        the whole test suite;  make coverage  the same with the lines it reaches"
+	@echo "make acceptance  quickstart and the mini experiments in full, with the figures they must reach"
 	@echo "make soak        200 kills of a training run, each resumed bit for bit"
 	@echo "make benchmark   planner beside plain PyTorch, PDM scores per second, scenes to score in per second, VLM steps, hidden states"
 	@echo "make lint        ruff check and format check;  make format  applies them"
@@ -52,8 +52,10 @@ quickstart: $(INSTALLED)
 # Files go to the workers in the order of their names, which has the long ones first: reordered, they would be last.
 test acceptance: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
-	  --cov=recogdrive --cov-report=term
+	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_OPTIONS)
+
+coverage:
+	$(MAKE) test TEST_OPTIONS="--cov=recogdrive --cov-report=term"
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak
