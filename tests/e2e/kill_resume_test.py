@@ -121,30 +121,24 @@ def test_a_run_killed_twenty_times_ends_bit_equal_to_an_undisturbed_one(driver, 
     assert min(delivered.values()) >= 1, f"every kind of moment must occur: {delivered}"
 
 
-def test_the_planner_killed_and_restarted_ends_bit_equal_to_an_undisturbed_one(driver, tmp_path):
+@pytest.mark.parametrize(
+    ("objective", "steps", "delay_s"),
+    [
+        ("planner", PLANNER_STEPS, 0.001),
+        # Rows packed from conversations, adapters' dropout, stochastic depth, frozen weights handed in anew.
+        ("vlm", VLM_STEPS, 0.005),
+    ],
+)
+def test_a_model_killed_and_restarted_ends_bit_equal_to_an_undisturbed_run(driver, tmp_path, objective, steps, delay_s):
     reference = tmp_path / "undisturbed"
-    assert driver.run(reference, "planner", PLANNER_STEPS)["exit"] == 0
+    assert driver.run(reference, objective, steps)["exit"] == 0
     killed = tmp_path / "killed"
     for moment in (
         {"event": "seal", "count": 1, "delay_s": 0.0},
-        {"event": "batch", "count": 4, "delay_s": 0.001},
+        {"event": "batch", "count": 4, "delay_s": delay_s},
     ):
-        assert driver.run(killed, "planner", PLANNER_STEPS, signal=signal.SIGKILL, **moment)["sent"]
-    assert driver.run(killed, "planner", PLANNER_STEPS)["exit"] == 0
-    assert_same_run(killed, reference)
-
-
-def test_fine_tuning_killed_and_restarted_ends_bit_equal_to_an_undisturbed_run(driver, tmp_path):
-    """Rows packed from conversations, adapters' dropout, stochastic depth, frozen weights handed in anew."""
-    reference = tmp_path / "undisturbed"
-    assert driver.run(reference, "vlm", VLM_STEPS)["exit"] == 0
-    killed = tmp_path / "killed"
-    for moment in (
-        {"event": "seal", "count": 1, "delay_s": 0.0},
-        {"event": "batch", "count": 4, "delay_s": 0.005},
-    ):
-        assert driver.run(killed, "vlm", VLM_STEPS, signal=signal.SIGKILL, **moment)["sent"]
-    assert driver.run(killed, "vlm", VLM_STEPS)["exit"] == 0
+        assert driver.run(killed, objective, steps, signal=signal.SIGKILL, **moment)["sent"]
+    assert driver.run(killed, objective, steps)["exit"] == 0
     assert_same_run(killed, reference)
 
 
