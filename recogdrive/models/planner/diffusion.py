@@ -1,4 +1,4 @@
-"""Diffusion of trajectories: training losses, samplers and transition densities of DDIM, DDPM and flow matching.
+"""Diffusion of trajectories: training losses, samplers and transition densities of DDIM and DDPM.
 
 Everything acts on normalised trajectories and on a `Denoiser`, the network with its scene bound. Axis names: B scenes,
 S samples a scene, K denoising steps.
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from recogdrive.models.planner import schedule
-from recogdrive.models.planner.process import Denoiser
+from recogdrive.models.planner.process import Denoiser, Rollout, Transitions
 
 DENOISED_CLIP = 1.0
 """Limit of a step's estimate of the clean trajectory. Source: upstream `denoised_clip_value`."""
@@ -36,6 +36,7 @@ class _Gaussian(abc.ABC):
 
     output_channels: ClassVar[int] = 3
     has_eta: ClassVar[bool] = False
+    has_densities: ClassVar[bool] = True
 
     def draw(self, key: Key[Array, ""], batch: int) -> tuple[Float[Array, "B 8 3"], Int[Array, "B"]]:
         """Noise ~ N(0, 1) and times ~ U{0 ... 99}."""
@@ -107,7 +108,7 @@ class _Gaussian(abc.ABC):
         """Samples with the rollout's wider noise, keeping every state. Source: upstream `sample_chain`."""
         noise = jnp.clip(step_noise, -ROLLOUT_NOISE_CLIP, ROLLOUT_NOISE_CLIP)
         _, steps = self._run(denoise, initial_noise, noise, denoising_steps, deterministic, self._rollout_std)
-        return _chain(initial_noise, steps["x"])
+        return chain_of(initial_noise, steps["x"])
 
     def _run(
         self,
@@ -145,19 +146,35 @@ class _Gaussian(abc.ABC):
 
         All steps are evaluated in one call of the network. Source: upstream `get_logprobs`.
         """
+        return self.chain_transitions(denoise, chain, denoising_steps).log_probs
+
+    def chain_transitions(
+        self, denoise: Denoiser, chain: Float[Array, "B S K+1 8 3"], denoising_steps: int
+    ) -> Transitions:
+        """Densities under this network of the transitions of a chain, see `log_probs`."""
         transitions = self.log_prob_transitions(denoising_steps)
         batch, samples, length = chain.shape[:3]
         steps = len(transitions["t"])
         if length != steps + 1:
             raise ValueError(f"chain holds {length} states; {steps} transitions need {steps + 1}")
-        x, following = (part.reshape(batch, -1, 8, 3) for part in (chain[:, :, :-1], chain[:, :, 1:]))
+        x = chain[:, :, :-1].reshape(batch, -1, 8, 3)
         constants = {name: jnp.tile(jnp.asarray(value), samples) for name, value in _float32(transitions).items()}
         prediction = denoise(x, jnp.broadcast_to(constants["t"].astype(jnp.int32), x.shape[:2]))
         constants = {name: value[:, None, None] for name, value in constants.items()}
         mean, std, _ = self.posterior(x, prediction, constants, stochastic=True)
-        std = jnp.maximum(std, LOG_PROB_STD_FLOOR)
-        log_probs = -0.5 * ((following - mean) / std) ** 2 - jnp.log(std) - 0.5 * np.log(2 * np.pi)
-        return log_probs.reshape(batch, samples, steps, 8, 3)
+        std = jnp.broadcast_to(std, (*mean.shape[:2], 1, 1)).reshape(batch, samples, steps, 1, 1)
+        return _densities(chain, mean.reshape(batch, samples, steps, 8, 3), std)
+
+    def rollout(
+        self,
+        denoise: Denoiser,
+        initial_noise: Float[Array, "B S 8 3"],
+        step_noise: Float[Array, "K B S 8 3"],
+        denoising_steps: int,
+    ) -> Rollout:
+        """A stochastic `sample_chain` together with its `chain_transitions`; gradients flow through the latter only."""
+        chain = jax.lax.stop_gradient(self.sample_chain(denoise, initial_noise, step_noise, denoising_steps, False))
+        return Rollout(chain, self.chain_transitions(denoise, chain, denoising_steps))
 
 
 @gin.register
@@ -184,6 +201,33 @@ class DDIM(_Gaussian):
         variance = variance if stochastic else jnp.zeros_like(variance)
         mean = jnp.sqrt(previous) * x0 + jnp.sqrt(jnp.maximum(1 - previous - variance, 0.0)) * noise
         return mean, jnp.sqrt(variance), x0
+
+    def rollout(
+        self,
+        denoise: Denoiser,
+        initial_noise: Float[Array, "B S 8 3"],
+        step_noise: Float[Array, "K B S 8 3"],
+        denoising_steps: int,
+    ) -> Rollout:
+        """See base class. Each network evaluation both makes a step and gives its density, so there are K, not 2 K."""
+        transitions = self.transitions(denoising_steps)
+        last = np.arange(len(transitions["t"])) == len(transitions["t"]) - 1
+        _require_step_noise(step_noise, len(last))
+
+        def step(x: Array, inputs: tuple[dict[str, Array], Array, Array]) -> tuple[Array, tuple[Array, Array, Array]]:
+            constants, noise, is_last = inputs
+            prediction = denoise(x, jnp.full((len(x), 1), constants["t"], jnp.int32))
+            mean, std, _ = self.posterior(x, prediction, constants, stochastic=True)
+            following = mean + self._rollout_std(std, constants, deterministic=False) * noise
+            following = jnp.where(is_last, jnp.clip(following, -FINAL_CLIP, FINAL_CLIP), following)
+            following = jax.lax.stop_gradient(following)  # What was sampled is data; only its density has a gradient.
+            return following, (following, mean, std)
+
+        noise = jnp.clip(step_noise, -ROLLOUT_NOISE_CLIP, ROLLOUT_NOISE_CLIP)
+        scanned = jax.tree.map(jnp.asarray, (_float32(transitions), noise, last))
+        _, (states, means, stds) = jax.lax.scan(step, initial_noise, scanned)
+        chain = chain_of(initial_noise, states)
+        return Rollout(chain, _densities(chain, jnp.moveaxis(means, 0, 2), stds[:, None, None]))
 
     def _evaluation_std(self, std: Array, step: dict[str, Array], deterministic: bool) -> Array:
         return jnp.zeros_like(std) if deterministic else jnp.maximum(std, DDIM_EVALUATION_STD_FLOOR)
@@ -252,115 +296,18 @@ class DDPM(_Gaussian):
         return schedule.ddpm_constants()
 
 
-@gin.register
-class FlowMatching:
-    """Flow matching: the network predicts the velocity from noise (u = 0) to data (u = 1).
-
-    Args:
-      beta_alpha: First parameter of the Beta(alpha, 1) distribution of training times.
-      time_scale: s in u = (s - beta) / s; u can be as low as (s - 1) / s < 0.
-      buckets: Resolution of the time the network sees.
-      mean_variance_head: The network has six output channels of which sampling uses the first three.
-
-    Source: upstream `FlowConfig`; Lipman et al. 2023.
-    """
-
-    has_eta: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        beta_alpha: float = 1.5,
-        time_scale: float = 0.999,
-        buckets: int = 1000,
-        mean_variance_head: bool = False,
-    ):
-        self.beta_alpha, self.time_scale, self.buckets = beta_alpha, time_scale, buckets
-        self.mean_variance_head = mean_variance_head
-        self.output_channels = 6 if mean_variance_head else 3
-
-    def draw(self, key: Key[Array, ""], batch: int) -> tuple[Float[Array, "B 8 3"], Float[Array, "B"]]:
-        """Noise ~ N(0, 1) and s ~ Beta(alpha, 1), by inverting its distribution function s^alpha."""
-        noise_key, time_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, (batch, 8, 3))
-        return noise, jax.random.uniform(time_key, (batch,)) ** (1 / self.beta_alpha)
-
-    def times(self, beta: Float[Array, "B"]) -> tuple[Float[Array, "B"], Int[Array, "B"]]:
-        """Continuous time u of a Beta sample, and the index the network sees: truncated toward zero."""
-        u = (self.time_scale - beta) / self.time_scale
-        return u, jnp.trunc(u * self.buckets).astype(jnp.int32)
-
-    def loss(
-        self, denoise: Denoiser, clean: Float[Array, "B 8 3"], noise: Float[Array, "B 8 3"], time: Float[Array, "B"]
-    ) -> tuple[Float[Array, ""], Float[Array, "B 8 3"]]:
-        """Mean squared error of the predicted velocity; `time` holds the Beta samples.
-
-        Raises:
-          ValueError: the network has the doubled output, which upstream cannot train either.
-        """
-        if self.mean_variance_head:
-            raise ValueError("mean_variance_head=True can be sampled from but has no training loss; set it to False")
-        u, index = self.times(time)
-        u = u[:, None, None]
-        prediction = denoise(((1 - u) * noise + u * clean)[:, None], index[:, None])[:, 0]
-        errors = (prediction - (clean - noise)) ** 2
-        return errors.mean(), errors
-
-    def num_steps(self, denoising_steps: int) -> int:
-        """As many as asked for."""
-        return len(schedule.flow_sampling_times(denoising_steps, self.buckets))
-
-    def sample(
-        self,
-        denoise: Denoiser,
-        initial_noise: Float[Array, "B S 8 3"],
-        step_noise: Float[Array, "K B S 8 3"],
-        denoising_steps: int,
-        deterministic: bool,
-    ) -> tuple[Float[Array, "B S 8 3"], dict[str, Array]]:
-        """Euler steps; there is no noise but the initial one. The end is clamped, the trace is not."""
-        x, steps = self._run(denoise, initial_noise, denoising_steps)
-        return jnp.clip(x, -FINAL_CLIP, FINAL_CLIP), steps
-
-    def sample_chain(
-        self,
-        denoise: Denoiser,
-        initial_noise: Float[Array, "B S 8 3"],
-        step_noise: Float[Array, "K B S 8 3"],
-        denoising_steps: int,
-        deterministic: bool,
-    ) -> Float[Array, "B S K+1 8 3"]:
-        """Every state of the Euler steps, the last not clamped."""
-        _, steps = self._run(denoise, initial_noise, denoising_steps)
-        return _chain(initial_noise, steps["x"])
-
-    def log_probs(
-        self, denoise: Denoiser, chain: Float[Array, "B S K+1 8 3"], denoising_steps: int
-    ) -> Float[Array, "B S K 8 3"]:
-        """Not available: Euler steps have no density.
-
-        Raises:
-          ValueError: always.
-        """
-        raise ValueError("FlowMatching has deterministic transitions and no log-probabilities; use DDIM instead")
-
-    def _run(
-        self, denoise: Denoiser, initial_noise: Float[Array, "B S 8 3"], denoising_steps: int
-    ) -> tuple[Float[Array, "B S 8 3"], dict[str, Array]]:
-        def step(x: Array, t: Int[Array, ""]) -> tuple[Array, dict[str, Array]]:
-            prediction = denoise(x, jnp.full(x.shape[:2], t, jnp.int32))
-            x = x + prediction[..., :3] / denoising_steps
-            return x, {"decoder": prediction, "x": x}
-
-        times = schedule.flow_sampling_times(denoising_steps, self.buckets)
-        return jax.lax.scan(step, initial_noise, jnp.asarray(times, jnp.int32))
-
-    def buffers(self, denoising_steps: int) -> dict[str, np.ndarray]:
-        """None besides the network's."""
-        return {}
-
-
-def _chain(initial: Float[Array, "B S 8 3"], states: Float[Array, "K B S 8 3"]) -> Float[Array, "B S K+1 8 3"]:
+def chain_of(initial: Float[Array, "B S 8 3"], states: Float[Array, "K B S 8 3"]) -> Float[Array, "B S K+1 8 3"]:
+    """The states of a sampler's steps, behind the noise they began with."""
     return jnp.moveaxis(jnp.concatenate([initial[None], states]), 0, 2)
+
+
+def _densities(
+    chain: Float[Array, "B S K+1 8 3"], means: Float[Array, "B S K 8 3"], stds: Float[Array, "*#bsk 1 1"]
+) -> Transitions:
+    """Gaussian log-densities of a chain's steps, with the floor that upstream's log-probabilities have."""
+    stds = jnp.maximum(stds, LOG_PROB_STD_FLOOR)
+    log_probs = -0.5 * ((chain[:, :, 1:] - means) / stds) ** 2 - jnp.log(stds) - 0.5 * np.log(2 * np.pi)
+    return Transitions(means, stds, log_probs)
 
 
 def _float32(constants: dict[str, np.ndarray]) -> dict[str, Any]:

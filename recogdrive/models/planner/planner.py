@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
 from recogdrive.models import bridge
 from recogdrive.models.bridge import Params
+from recogdrive.models.planner import flow as _flow  # noqa: F401  (registers FlowMatching)
 from recogdrive.models.planner import initialization
 from recogdrive.models.planner.diffusion import DDIM
 from recogdrive.models.planner.encoders import STATUS_CHANNELS, AttentionEgoStatus, MLPEgoStatus
@@ -160,7 +161,7 @@ class DiffusionPlanner:
         """
         self._check(batch, target=True)
         # One evaluation a scene: pooling tokens before the value projection is the cheaper order.
-        denoise = self._bind(params, self.encode(params, batch, values=False, status_masked=status_masked))
+        denoise = self._denoiser(params, self.encode(params, batch, values=False, status_masked=status_masked))
         loss, errors = self.diffusion.loss(denoise, normalize(batch["trajectory"]), noise, time)
         return loss, {f"mse_{name}": errors[..., i].mean() for i, name in enumerate(COORDINATES)}
 
@@ -201,8 +202,7 @@ class DiffusionPlanner:
         step_noise: Float[Array, "K B S 8 3"],
     ) -> tuple[Float[Array, "B S 8 3"], dict[str, Array]]:
         """S normalised trajectories a scene, and what every denoising step computed (see `Diffusion.sample`)."""
-        self._check(batch)
-        denoise = self._bind(params, self.encode(params, batch))
+        denoise = self.bind(params, batch)
         return self.diffusion.sample(denoise, initial_noise, step_noise, self.denoising_steps, self.deterministic)
 
     def sample_chain(
@@ -216,14 +216,12 @@ class DiffusionPlanner:
 
         The scene is encoded once for all samples. `denormalize(chain[:, :, -1])` are the trajectories.
         """
-        self._check(batch)
-        denoise = self._bind(params, self.encode(params, batch))
+        denoise = self.bind(params, batch)
         return self.diffusion.sample_chain(denoise, initial_noise, step_noise, self.denoising_steps, self.deterministic)
 
     def log_probs(self, params: Params, batch: Batch, chain: Float[Array, "B S K+1 8 3"]) -> Float[Array, "B S K 8 3"]:
         """Log-densities of a chain's transitions under these weights, per coordinate, not clamped."""
-        self._check(batch)
-        denoise = self._bind(params, self.encode(params, batch))
+        denoise = self.bind(params, batch)
         return self.diffusion.log_probs(denoise, chain, self.denoising_steps)
 
     def encode(self, params: Params, batch: Batch, values: bool = True, status_masked: Array | None = None) -> Encoding:
@@ -246,7 +244,12 @@ class DiffusionPlanner:
         """The network's prediction for S noisy trajectories of each scene at times `t` (B, S)."""
         return self._call(params, "denoise", encoding, x, t)
 
-    def _bind(self, params: Params, encoding: Encoding) -> Denoiser:
+    def bind(self, params: Params, batch: Batch) -> Denoiser:
+        """The network with its scenes encoded, once for all samples and denoising steps."""
+        self._check(batch)
+        return self._denoiser(params, self.encode(params, batch))
+
+    def _denoiser(self, params: Params, encoding: Encoding) -> Denoiser:
         return lambda x, t: self.denoise(params, encoding, x, t)
 
     def _call(self, params: Params, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from recogdrive.models.planner.diffusion import DDIM, DDPM, FlowMatching
+from recogdrive.models.planner.diffusion import DDIM, DDPM
 from recogdrive.models.planner.encoders import AttentionEgoStatus, MLPEgoStatus
+from recogdrive.models.planner.flow import FlowMatching
 from recogdrive.models.planner.planner import DiffusionPlanner
 
 _DEFAULT = Path(__file__).resolve().parents[4] / "shared" / "golden"
@@ -32,6 +33,7 @@ _GROUPS = {
     "rolled_out": "chain_",
     "weighed": "logprob/",
     "optimised": "optim/",
+    "reinforced": "grpo/",
 }
 """Fixture -> prefix of the outputs a run must have stored for the test to apply."""
 
@@ -155,6 +157,12 @@ def _weight(draw: Callable[..., np.ndarray], name: str, shape: tuple[int, ...], 
     if (name, shape, seed) not in _WEIGHTS:
         _WEIGHTS[name, shape, seed] = jnp.asarray(draw(name, shape, seed))
     return _WEIGHTS[name, shape, seed]
+
+
+@pytest.fixture
+def recipe_weight() -> Callable[[str, tuple[int, ...], int], np.ndarray]:
+    """(name, shape, seed) -> the weight that the recipe makes."""
+    return recipe().weight
 
 
 @lru_cache

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from recogdrive.models.planner import diffusion as processes
-from recogdrive.models.planner.diffusion import DDIM, FlowMatching
+from recogdrive.models.planner.diffusion import DDIM
+from recogdrive.models.planner.flow import FlowMatching
 from recogdrive.models.planner.normalization import denormalize, normalize
 from recogdrive.models.planner.official_checkpoint import ETA, PREFIX, official_entries
 from recogdrive.models.planner.planner import DiffusionPlanner

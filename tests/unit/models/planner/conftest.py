@@ -39,8 +39,8 @@ def make_planner() -> Callable[..., DiffusionPlanner]:
 
 @lru_cache
 def _lively_params(output_channels: int, attention: bool) -> dict[str, np.ndarray]:
-    from recogdrive.models.planner.diffusion import FlowMatching
     from recogdrive.models.planner.encoders import AttentionEgoStatus
+    from recogdrive.models.planner.flow import FlowMatching
 
     planner = tiny_planner(
         diffusion=FlowMatching(mean_variance_head=output_channels == 6),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from recogdrive.models.planner import schedule
-from recogdrive.models.planner.diffusion import DDIM, DDPM, FlowMatching
+from recogdrive.models.planner.diffusion import DDIM, DDPM
+from recogdrive.models.planner.flow import FlowMatching
 
 ALPHA_BAR = schedule.ddpm_constants()["ddpm_alphas_cumprod"].astype(np.float64)
 
