@@ -177,6 +177,7 @@ class Checkpoints:
           CheckpointError: This save could not start or the one before failed.
         """
         self.wait()
+        self._preservation.wait()  # What it deletes may be the room that this save needs.
         scores = None if metrics is None else {name: float(value) for name, value in metrics.items()}
         if scores is not None and self._best["metric"] not in (None, *scores):
             raise ValueError(

@@ -58,7 +58,7 @@ class Preservation:
     def _score(self, step: int) -> float | None:
         try:
             return (read_json(self._folder / str(step), LOOP)["metrics"] or {}).get(self._best_metric)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None  # A damaged one, which nothing can be restored from.
 
     def prune(self) -> None:
