@@ -16,6 +16,7 @@ from recogdrive.run_folder import RunFolder, write_text
 from recogdrive.stages.executors import WorkerError
 from recogdrive.training.checkpoint import CheckpointError
 from recogdrive.training.preemption import PREEMPTED_EXIT_CODE, Preempted
+from recogdrive.training.watch import STOPPED_EXIT_CODE, ThresholdReached
 from recogdrive.training.window import NonFiniteError
 
 FAILED_EXIT_CODE = 1
@@ -106,6 +107,10 @@ def execute(composition: Composition, workdir: Path) -> int:
         folder.close("preempted")
         sys.stderr.write(f"stopped after step {stop.step}, which is saved; run the same command again to continue\n")
         return PREEMPTED_EXIT_CODE
+    except ThresholdReached as stop:
+        folder.close(str(stop))
+        sys.stderr.write(f"{stop}\nThe step is saved; to go on all the same, change the threshold and run it again.\n")
+        return STOPPED_EXIT_CODE
     except EXPLAINED as error:
         folder.close(f"failed: {type(error).__name__}: {error}")
         trace = folder.path / "error.txt"

@@ -53,18 +53,23 @@ def initial_weights(planner: TrainablePlanner, parent: Path | None, seed: int) -
         raise ConfigurationError(f"Cannot start from the VLM's weights: {error}") from error
 
 
-def export_weights(planner: TrainablePlanner, weights: Params, folder: Path) -> None:
+def export_weights(planner: TrainablePlanner, weights: Params, folder: Path, reference: Params | None = None) -> None:
     """Writes what the official code reads: the planner as `<name>.ckpt`, and beside it a VLM that was trained with it.
 
     Args:
       planner: What was trained.
       weights: All of its weights.
       folder: Where to; made where it is missing.
+      reference: Weights of the frozen reference policy, which go into the planner's file; None writes none.
     """
     folder.mkdir(exist_ok=True)
     alone = getattr(planner, "planner", planner)
     own = {row.name for row in alone.parameter_table()}
-    save_official(folder / f"{planner.name}{OFFICIAL_SUFFIX}", {n: w for n, w in weights.items() if n in own}, alone)
+    planners, old_policy = (
+        None if every is None else {name: value for name, value in every.items() if name in own}
+        for every in (weights, reference)
+    )
+    save_official(folder / f"{planner.name}{OFFICIAL_SUFFIX}", planners, alone, old_policy)
     export = getattr(planner, "export_vlm", None)
     if export is not None:
         export(folder, weights)

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from recogdrive.training import manifest
-from recogdrive.training.preservation import newest_and_best
+from recogdrive.training.preservation import Preservation
 from recogdrive.training.saved import (
     CHECKPOINTS_FOLDER,
     LOOP,
@@ -85,7 +85,7 @@ class Checkpoints:
     """The checkpoints of one run, in one folder, one subfolder a step.
 
     A save runs in the background. Once its files are complete they are flushed and sealed with a manifest of sizes and
-    checksums, and only then does the checkpoint take its final name; older ones are deleted after that. `restore` uses
+    checksums, and only then does the checkpoint take its final name; older ones go after that. `restore` uses
     the newest one whose seal holds.
 
     Args:
@@ -111,19 +111,16 @@ class Checkpoints:
         best_mode: str = "min",
         keep_best: int = 1,
     ) -> None:
-        if keep_last < 1 or keep_best < 1:
-            raise ValueError(f"keep_last={keep_last} and keep_best={keep_best} must be at least 1.")
-        if best_mode not in ("min", "max"):
-            raise ValueError(f"best_mode={best_mode!r} must be 'min' or 'max'.")
         quiet_orbax()
         self._folder = folder.absolute()
+        self._preservation = Preservation(self._folder, keep_last, best_metric, best_mode, keep_best)
         self._identity = dict(identity or {})
         self._best = {"metric": best_metric, "mode": best_mode}
         self._pending: int | None = None
         _require_writable(self._folder)
         self._remove_leftovers()
+        # Orbax deletes nothing: a restart makes it forget scores, and a kill leaves it with half a checkpoint.
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=newest_and_best(self._folder, keep_last, best_metric, best_mode, keep_best),
             # Folders made in the background would leave the writers waiting for ten minutes where one cannot be made.
             async_options=ocp.AsyncOptions(
                 post_finalization_callback=self._seal_pending, create_directories_asynchronously=False
@@ -132,7 +129,8 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
 
     def _remove_leftovers(self) -> None:
-        """Deletes what saves cut short by a crash left behind; they never had a step's name."""
+        """Deletes what saves and deletions cut short by a crash left behind; none of it has a step's name."""
+        self._preservation.remove_leftovers()
         if jax.process_index() == 0:
             for path in self._folder.glob(f"*{_TEMPORARY}*"):
                 logging.info("removing the remains of an interrupted save: %s", path)
@@ -179,6 +177,7 @@ class Checkpoints:
           CheckpointError: This save could not start or the one before failed.
         """
         self.wait()
+        self._preservation.wait()  # What it deletes may be the room that this save needs.
         scores = None if metrics is None else {name: float(value) for name, value in metrics.items()}
         if scores is not None and self._best["metric"] not in (None, *scores):
             raise ValueError(
@@ -214,7 +213,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the save under way.
+        """Waits for the save under way; older checkpoints that it supersedes go.
 
         Raises:
           CheckpointError: It failed.
@@ -228,6 +227,7 @@ class Checkpoints:
             raise self._failure(step, error) from error
         finally:
             self._pending = None
+        self._preservation.prune()
 
     def close(self) -> None:
         """Waits for the save under way and frees the background threads.
@@ -243,12 +243,13 @@ class Checkpoints:
                 with contextlib.suppress(Exception):
                     self._manager.close()
                 self._manager = None
+            self._preservation.wait()
 
     def restore(self, template: TrainState) -> Restored | None:
         """The newest sound checkpoint, or None where the folder holds none at all.
 
         Unsound ones newer than it are named in the log with the reason, and moved aside so that the run can save these
-        steps again.
+        steps again. Older ones that are not kept go, as they would have after the save.
 
         Args:
           template: Shapes, dtypes and shardings to restore to (abstract arrays do); any number of devices.
@@ -276,6 +277,7 @@ class Checkpoints:
             self._set_aside(unsound)
             if unsound:
                 logging.error("falling back to the checkpoint of step %d", step)
+            self._preservation.prune()
             return Restored(step, state, read_json(folder, STREAM), read_json(folder, LOOP)["loop"])
         if unsound:
             raise CheckpointError(

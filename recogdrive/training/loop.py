@@ -13,14 +13,16 @@ import numpy as np
 from absl import logging
 
 from recogdrive.training.checkpoint import Checkpoints
+from recogdrive.training.first_state import FirstState
 from recogdrive.training.metrics_file import METRICS_FILE, MetricsFile
 from recogdrive.training.optim import AdamW
 from recogdrive.training.preemption import Preempted, PreemptionGuard
-from recogdrive.training.saved import CHECKPOINTS_FOLDER, parameter_differences
+from recogdrive.training.saved import CHECKPOINTS_FOLDER
 from recogdrive.training.sharding import DataParallel, DevicePrefetch, TrainingStream
-from recogdrive.training.state import Params, TrainState, create_state
+from recogdrive.training.state import Params, TrainState
 from recogdrive.training.step import Metrics, Objective, make_train_step
 from recogdrive.training.summary import TENSORBOARD_FOLDER, EventWriter, Progress
+from recogdrive.training.watch import ThresholdReached, Watch
 from recogdrive.training.window import Window, require_finite, wait_for
 
 Evaluate = Callable[[Params, int], Mapping[str, Any]]
@@ -117,6 +119,8 @@ class Trainer:
         init_params: Params | None = None,
         frozen: Params | None = None,
         identity: Mapping[str, Any] | None = None,
+        kept: Params | None = None,
+        watch: Watch | None = None,
     ) -> TrainState:
         """Trains until `steps` are done and returns the final state; returns at once where they already are.
 
@@ -125,18 +129,24 @@ class Trainer:
           stream: Batches; its position is saved and restored with the weights.
           workdir: Run folder: checkpoints, `metrics.jsonl` and TensorBoard events go there.
           evaluate: Called with the average of the weights where one is kept, else with the weights.
-          init_params: Weights to start from in place of `objective.init`; without effect on a resumed run.
+          init_params: Weights to start from in place of `objective.init`; without effect on a resumed run, for which
+            their shapes (`jax.ShapeDtypeStruct`) do, see `has_checkpoint`.
           frozen: Weights the objective needs and that do not train; they are in no checkpoint, so a resumed run is
             handed them again.
           identity: What else must be the same for a run to be continued, such as where `frozen` comes from;
             JSON-serialisable.
+          kept: Weights the objective needs, that do not train and yet belong to the run, such as a reference policy:
+            part of the state and of every checkpoint. For a resumed run, which restores them, their shapes do.
+          watch: Told what is logged and evaluated; may stop the run.
 
         Raises:
-          ValueError: The batch does not divide over devices and accumulation steps, `init_params` does not fit, or the
-            folder holds a differently configured run.
+          ValueError: The batch does not divide over devices and accumulation steps, `init_params` does not fit, the
+            folder holds a differently configured run, weights of two kinds share a name, or only the shapes of those to
+            start from are given and there is no checkpoint.
           CheckpointError: Saving failed, or no checkpoint of those there can be used.
           NonFiniteError: A metric is not finite; the last good checkpoint is left as it is.
           Preempted: SIGTERM or SIGINT came; everything is saved.
+          ThresholdReached: The watch stops the run; everything is saved.
         """
         if evaluate is None and self.best_metric is not None:
             raise ValueError(
@@ -160,8 +170,8 @@ class Trainer:
             keep_best=self.keep_best,
         )
         try:
-            run = _Run(self, objective, stream, sharding, checkpoints, workdir, evaluate)
-            run.start(init_params, frozen or {})
+            run = _Run(self, objective, stream, sharding, checkpoints, workdir, evaluate, watch)
+            run.start(init_params, frozen or {}, kept)
             run.train()
             return run.state
         finally:
@@ -184,6 +194,7 @@ class _Run:
         checkpoints: Checkpoints,
         workdir: Path,
         evaluate: Evaluate | None,
+        watch: Watch | None,
     ) -> None:
         self.trainer = trainer
         self.objective = objective
@@ -192,6 +203,8 @@ class _Run:
         self.checkpoints = checkpoints
         self.workdir = workdir
         self.evaluate = evaluate
+        self.watch = watch
+        self.reached: ThresholdReached | None = None
         self.transformation, self.learning_rate = trainer.optimizer.build(
             stream.batch_size, stream.samples_per_epoch, trainer.steps, getattr(objective, "decayed", None)
         )
@@ -200,52 +213,42 @@ class _Run:
         self.best: float | None = None
         self.is_lead = jax.process_index() == 0
 
-    def start(self, init_params: Params | None, frozen: Params) -> None:
+    def start(self, init_params: Params | None, frozen: Params, kept: Params | None) -> None:
         """Restores the newest usable checkpoint, or makes the first state."""
+        if shared := sorted(set(frozen) & set(kept or {})):
+            raise ValueError(f"weights {shared} are both frozen and kept; they belong to the run or they do not.")
         # Never donated, so arrays that are in their place already are not copied.
         self.frozen = jax.device_put(frozen, self.sharding.state_sharding(frozen))
-        init_key, run_key = jax.random.split(jax.random.key(self.trainer.seed))
-
-        def initial(params: Params) -> TrainState:
-            return create_state(params, self.transformation, run_key, with_ema=self.trainer.ema_decay is not None)
-
-        shapes = jax.eval_shape(self.objective.init, init_key)
-        if init_params is not None and (different := parameter_differences(init_params, shapes)):
-            raise ValueError(f"the weights to start from do not fit this model:{different}")
-        template = jax.eval_shape(initial, shapes)
-        placement = self.sharding.state_sharding(template)
+        first = FirstState(
+            self.objective,
+            self.transformation,
+            self.sharding,
+            seed=self.trainer.seed,
+            with_ema=self.trainer.ema_decay is not None,
+            init_params=init_params,
+            kept=kept,
+        )
         self.train_step = make_train_step(
             self.objective,
             self.transformation,
             self.learning_rate,
             self.sharding,
-            placement,
+            first.placement,
             accumulation_steps=self.trainer.accumulation_steps,
             ema_decay=self.trainer.ema_decay,
         )
-        restored = self.checkpoints.restore(
-            jax.tree.map(
-                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                template,
-                placement,
-            )
-        )
+        restored = self.checkpoints.restore(first.template)
         if restored is not None:
             self.state, self.step = restored.state, restored.step
             self.stream.set_state(restored.stream_state)
             self.window = Window(restored.loop_state["pending"])
             self.best = restored.loop_state["best"]
             logging.info("resuming after step %d of %d", self.step, self.trainer.steps)
-        elif init_params is not None:
-            start = jax.jit(
-                initial, out_shardings=placement, donate_argnums=0
-            )  # Two copies of a large model do not fit.
-            self.state = start(self.sharding.put_state(init_params))
         else:
-            self.state = jax.jit(lambda: initial(self.objective.init(init_key)), out_shardings=placement)()
+            self.state = first.make()
         if self.is_lead:
-            size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-            held = sum(leaf.size for leaf in jax.tree.leaves(frozen))
+            size = sum(leaf.size for leaf in self.state.params.values())
+            held = sum(leaf.size for leaf in jax.tree.leaves((frozen, self.state.kept)))
             logging.info(
                 "training %d parameters on %d devices%s", size, self.sharding.num_devices,
                 f", {held} more are frozen" if held else "",
@@ -296,8 +299,11 @@ class _Run:
             if self.evaluate and (last or (trainer.eval_every and self.step % trainer.eval_every == 0)):
                 scores = self._evaluate()
                 is_best = self._note_best(scores)
-            if stop or last or is_best or self.step % trainer.save_every == 0:
+            if stop or last or is_best or self.reached or self.step % trainer.save_every == 0:
                 self._save(scores)
+            if self.reached:
+                self.checkpoints.wait()
+                raise self.reached
             if stop and not last:
                 self.checkpoints.wait()
                 raise Preempted(self.step)
@@ -314,11 +320,13 @@ class _Run:
             "input_wait_s": (self.batches.wait_s - self.waited) / steps,
         }
         values = self.window.log()
+        named = {f"train/{name}": value for name, value in values.items()}
         if self.is_lead:
             self.metrics_file.write({"step": self.step, **values, "perf": perf})
-            self.events.scalars(self.step, {f"train/{name}": value for name, value in values.items()})
+            self.events.scalars(self.step, named)
             self.events.scalars(self.step, {f"perf/{name}": value for name, value in perf.items()})
             self.progress.report(self.step, {**values, "samples_per_s": perf["samples_per_s"]})
+        self._let_watch(named)
         self._restart_clock()
 
     def _evaluate(self) -> dict[str, float]:
@@ -327,8 +335,8 @@ class _Run:
         results = self.evaluate(self.state.weights, self.step)
         scores = {name: float(value) for name, value in results.items() if _is_scalar(value)}
         require_finite(self.step, scores)
+        named = {f"eval/{name}": value for name, value in scores.items()}
         if self.is_lead:
-            named = {f"eval/{name}": value for name, value in scores.items()}
             self.metrics_file.write({"step": self.step, **named, "perf": {"eval_s": perf_counter() - start}})
             self.events.scalars(self.step, named)
             for name, value in results.items():
@@ -339,8 +347,17 @@ class _Run:
                 elif not _is_scalar(value):
                     self.events.figure(self.step, f"eval/{name}", value)
             self.progress.report(self.step, named)
+        self._let_watch(named)
         self.clock += perf_counter() - start  # The step time leaves evaluations out.
         return scores
+
+    def _let_watch(self, values: Mapping[str, float]) -> None:
+        # A stop waits for the end of the step, so that its evaluation and its checkpoint are as in any other run.
+        try:
+            if self.watch:
+                self.watch(self.step, values)
+        except ThresholdReached as reached:
+            self.reached = self.reached or reached
 
     def _note_best(self, scores: Mapping[str, float]) -> bool:
         name = self.trainer.best_metric

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import jax
 from jaxtyping import PyTree
 
+from recogdrive.training.first_state import FirstState
 from recogdrive.training.loop import Trainer
 from recogdrive.training.sharding import DataParallel
-from recogdrive.training.state import create_state
 from recogdrive.training.step import Objective, make_train_step
 
 
@@ -16,6 +16,7 @@ def training_memory(
     objective: Objective,
     batch: Mapping[str, jax.ShapeDtypeStruct],
     frozen: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    kept: Mapping[str, jax.ShapeDtypeStruct] | None = None,
 ) -> dict[str, int]:
     """Compiles the training step for this machine's devices and reads off what it needs on each of them.
 
@@ -24,11 +25,12 @@ def training_memory(
       objective: What is trained.
       batch: Shapes and types of a global batch, rows first.
       frozen: Those of weights that do not train.
+      kept: Those of weights that do not train and belong to the run, such as a reference policy.
 
     Returns:
-      What needs memory -> bytes on one device: `weights`, `optimizer`, where there are any `frozen weights` and `moving
-      average`, `batch` (times the number of batches put there ahead), `step` (gradients, activations and everything
-      else that lives during a step).
+      What needs memory -> bytes on one device: `weights`, `optimizer`, where there are any `frozen weights`, `kept
+      weights` and `moving average`, `batch` (times the number of batches put there ahead), `step` (gradients,
+      activations and everything else that lives during a step).
 
     Raises:
       ValueError: The batch does not divide over devices and accumulation steps.
@@ -39,30 +41,35 @@ def training_memory(
     transformation, learning_rate = trainer.optimizer.build(
         rows, rows, trainer.steps, getattr(objective, "decayed", None)
     )
-    state = jax.eval_shape(
-        lambda key: create_state(objective.init(key), transformation, key, with_ema=trainer.ema_decay is not None),
-        jax.random.key(0),
+    first = FirstState(
+        objective,
+        transformation,
+        sharding,
+        seed=trainer.seed,
+        with_ema=trainer.ema_decay is not None,
+        kept=None if kept is None else dict(kept),
     )
-    placement = sharding.state_sharding(state)
     step = make_train_step(
         objective,
         transformation,
         learning_rate,
         sharding,
-        placement,
+        first.placement,
         accumulation_steps=trainer.accumulation_steps,
         ema_decay=trainer.ema_decay,
     )
-    placed_state = jax.tree.map(_place, state, placement)
+    state = first.template
     placed_batch = {name: _place(leaf, sharding.batch_sharding) for name, leaf in batch.items()}
     frozen = dict(frozen or {})
     placed_frozen = jax.tree.map(_place, frozen, sharding.state_sharding(frozen))
-    compiled = step.lower(placed_state, placed_batch, placed_frozen).compile()
-    needed = {"weights": _bytes(placed_state.params), "optimizer": _bytes(placed_state.opt_state)}
+    compiled = step.lower(state, placed_batch, placed_frozen).compile()
+    needed = {"weights": _bytes(state.params), "optimizer": _bytes(state.opt_state)}
     if frozen:
         needed["frozen weights"] = _bytes(placed_frozen)
+    if state.kept is not None:
+        needed["kept weights"] = _bytes(state.kept)
     if state.ema is not None:
-        needed["moving average"] = _bytes(placed_state.ema)
+        needed["moving average"] = _bytes(state.ema)
     needed["batch"] = _bytes(placed_batch) * (1 + trainer.prefetch)
     needed["step"] = compiled.memory_analysis().temp_size_in_bytes
     return needed

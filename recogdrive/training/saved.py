@@ -29,6 +29,14 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
 
 
+def has_checkpoint(run_folder: Path) -> bool:
+    """Whether a run in this folder goes on from a checkpoint, and so needs no weights to start from.
+
+    True for damaged checkpoints too: a run whose checkpoints cannot be used stops, it does not start over.
+    """
+    return bool(saved_steps(Path(run_folder) / CHECKPOINTS_FOLDER))
+
+
 def usable_steps(folder: Path) -> tuple[list[int], dict[int, str]]:
     """Verifies every checkpoint: the sound steps, oldest first, and the reason for each of the others."""
     reasons = {step: "; ".join(manifest.problems(folder / str(step))) for step in saved_steps(folder)}

@@ -22,6 +22,7 @@ class TrainState:
       opt_state: State of the optimiser.
       ema: Moving average of `params`, or None where no average is kept.
       key: Words of the run's base PRNG key, raw so that checkpoints hold plain arrays; `step_key()` is what steps use.
+      kept: Weights that do not train and yet belong to the run, such as a reference policy; None where there are none.
     """
 
     step: Int[Array, ""]
@@ -29,6 +30,7 @@ class TrainState:
     opt_state: optax.OptState
     ema: Params | None
     key: UInt32[Array, "words"]
+    kept: Params | None = None
 
     def step_key(self) -> Key[Array, ""]:
         """The key of the step about to run: differs from step to step, the same whenever a step is replayed."""
@@ -41,7 +43,12 @@ class TrainState:
 
 
 def create_state(
-    params: Params, transformation: optax.GradientTransformation, key: Key[Array, ""], *, with_ema: bool
+    params: Params,
+    transformation: optax.GradientTransformation,
+    key: Key[Array, ""],
+    *,
+    with_ema: bool,
+    kept: Params | None = None,
 ) -> TrainState:
     """The state before the first step; the moving average starts as a copy of the parameters.
 
@@ -50,9 +57,10 @@ def create_state(
       transformation: The optimiser.
       key: Typed base key (`jax.random.key`).
       with_ema: Whether a moving average is kept.
+      kept: Weights that belong to the run and do not train; None where there are none.
     """
     # Weakly typed values (`jnp.full(shape, 0.0)`) become strong ones in the first step, which would compile it twice.
-    params = jax.tree.map(lambda value: jnp.asarray(value, dtype=value.dtype), params)
+    params, kept = jax.tree.map(lambda value: jnp.asarray(value, dtype=value.dtype), (params, kept))
     # Real copies: the step donates the whole state, and a buffer can be donated once only.
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -60,6 +68,7 @@ def create_state(
         opt_state=transformation.init(params),
         ema=jax.tree.map(jnp.copy, params) if with_ema else None,
         key=jax.random.key_data(key),
+        kept=kept,
     )
 
 
@@ -80,6 +89,8 @@ def to_stored(state: TrainState) -> Stored:
     }
     if state.ema is not None:
         stored["ema"] = dict(state.ema)
+    if state.kept is not None:
+        stored["kept"] = dict(state.kept)
     return stored
 
 
@@ -93,4 +104,5 @@ def from_stored(stored: Stored, template: TrainState) -> TrainState:
         opt_state=jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template.opt_state), leaves),
         ema=stored.get("ema"),
         key=stored["key"],
+        kept=stored.get("kept"),
     )

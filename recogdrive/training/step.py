@@ -53,8 +53,9 @@ def make_train_step(
 
     The returned function takes the state, a global batch and, where there are any, weights that do not train; it
     returns the next state and the scalars `loss`, `grad_norm` (before clipping), `lr`, and whatever the objective
-    reports, all left on the device. The objective sees trained and frozen weights as one dict. The randomness is
-    `state.step_key()`; with accumulation, microbatch i gets that key folded with i.
+    reports, all left on the device. The objective sees trained, kept and frozen weights as one dict; those that the
+    state keeps stay in their memory as they are. The randomness is `state.step_key()`; with accumulation, microbatch i
+    gets that key folded with i.
 
     Args:
       objective: Gives the loss; it must be a mean over the batch for accumulation to equal the full batch.
@@ -106,14 +107,14 @@ def make_train_step(
         return {name: value if masks[name] is None else value * masks[name] for name, value in tensors.items()}
 
     def train_step(state: TrainState, batch: DeviceBatch, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
-        grads, metrics = accumulated(state.params, batch, state.step_key(), frozen or {})
+        grads, metrics = accumulated(state.params, batch, state.step_key(), {**(frozen or {}), **(state.kept or {})})
         grads = masked(grads)
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         updates = masked(updates)  # Weight decay moves what has no gradient, too.
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None or ema_decay is None else ema_update(state.ema, params, ema_decay)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads), "lr": learning_rate(state.step)}
-        return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, state.key, state.kept), metrics
 
     # Stated placements keep the state of one step a valid input of the next without compiling again.
     return jax.jit(train_step, donate_argnums=0, out_shardings=(placement, sharding.replicated))

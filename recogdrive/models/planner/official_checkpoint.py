@@ -22,8 +22,10 @@ from recogdrive.models.planner.planner import DiffusionPlanner, ParameterRow
 PREFIX = "agent.action_head."
 ETA = "eta.eta_logit"
 """Frozen parameter of DDIM models: the inverse of a squashing function at its limit. Stands for eta = 1."""
+OLD_POLICY = "old_policy."
+"""Follows the prefix where a planner of the reinforcement-learning stage holds its reference policy's entries."""
 OTHER_PARTS = {
-    "agent.action_head.old_policy.": "reference policy of the reinforcement-learning stage",
+    PREFIX + OLD_POLICY: "reference policy of the reinforcement-learning stage",
     "agent.backbone.": "vision-language model",
     "agent.model": "vision-language model",
 }
@@ -160,19 +162,46 @@ def load_official(path: str | Path, model: WeightedModel) -> Params:
     return {row.name: jnp.asarray(state[row.name].to(torch.float32).numpy()) for row in table}
 
 
-def save_official(path: str | Path, params: Params, model: WeightedModel) -> None:
-    """Writes weights as an official checkpoint, which the official code reads.
+def official_state_dict(
+    params: Params, model: WeightedModel, old_policy: Params | None = None
+) -> dict[str, np.ndarray]:
+    """Everything an official checkpoint holds under its full keys, in file order.
+
+    Args:
+      params: The model's weights.
+      model: Whose they are.
+      old_policy: Weights of the frozen reference policy of the reinforcement-learning stage: every key occurs a second
+        time, below `agent.action_head.old_policy.`. None writes a planner that has none.
+
+    Raises:
+      TypeError: There are no official checkpoints of such a model, or none with a reference policy.
+      ValueError: `params` or `old_policy` does not hold exactly the model's weights.
+
+    Source: upstream `ReCogDriveDiffusionPlanner`, whose `old_policy` is a copy of itself.
+    """
+    layout = official_layout(model)
+    state = {layout.prefix + name: value for name, value in official_entries(params, model).items()}
+    if old_policy is None:
+        return state
+    reference = layout.prefix + OLD_POLICY
+    if reference not in layout.other_parts:
+        raise TypeError(f"{type(model).__name__} has no official checkpoints with a reference policy")
+    return state | {reference + name: value for name, value in official_entries(old_policy, model).items()}
+
+
+def save_official(path: str | Path, params: Params, model: WeightedModel, old_policy: Params | None = None) -> None:
+    """Writes weights as an official checkpoint, which the official code reads; see `official_state_dict`.
 
     The file appears whole or not at all.
 
     Raises:
-      TypeError: there are no official checkpoints of such a model.
-      ValueError: `params` does not hold exactly the model's weights.
+      TypeError: There are no official checkpoints of such a model, or none with a reference policy.
+      ValueError: `params` or `old_policy` does not hold exactly the model's weights.
     """
     path = Path(path)
-    prefix, entries = official_layout(model).prefix, official_entries(params, model)
+    state = official_state_dict(params, model, old_policy)
     content = {
-        "state_dict": {prefix + name: torch.from_numpy(np.array(value)) for name, value in entries.items()},
+        "state_dict": {key: torch.from_numpy(np.array(value)) for key, value in state.items()},
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": _LIGHTNING_VERSION,

@@ -12,7 +12,7 @@ from recogdrive.models.planner import diffusion as processes
 from recogdrive.models.planner.diffusion import DDIM
 from recogdrive.models.planner.flow import FlowMatching
 from recogdrive.models.planner.normalization import denormalize, normalize
-from recogdrive.models.planner.official_checkpoint import ETA, PREFIX, official_entries
+from recogdrive.models.planner.official_checkpoint import ETA, PREFIX, official_entries, official_state_dict
 from recogdrive.models.planner.planner import DiffusionPlanner
 
 CONSTANT = {"rtol": 1e-6, "atol": 1e-6}  # one rounding of float32
@@ -78,6 +78,23 @@ def test_small_planner_has_the_official_checkpoints_layout(planner_golden_dir, s
     assert list(found.items()) == list(table["keys"].items())
     assert len(found) == table["entries"] == 347
     assert sum(row.count for row in planner.parameter_table()) == table["parameters_trainable"] == trainable
+
+
+@pytest.mark.parametrize(("size", "width"), [("2B", 1536), ("8B", 3584)])
+def test_a_planner_of_the_reinforcement_learning_stage_holds_every_key_twice(
+    planner_golden_dir, size, width, not_stored
+):
+    path = planner_golden_dir / f"checkpoint_keys_{size}_IL.json"
+    if not path.exists():
+        not_stored(f"no table at {path}")
+    table = json.loads(path.read_text())
+    rule = table.get("rl_checkpoint") or not_stored(f"{path.name} states no rule for it")
+    planner = DiffusionPlanner(width)
+    params = {row.name: np.broadcast_to(np.float32(0), row.shape) for row in planner.parameter_table()}
+    found = _table(official_state_dict(params, planner, old_policy=params))
+    second = {rule["extra_prefix"] + key.removeprefix(PREFIX): entry for key, entry in table["keys"].items()}
+    assert found == table["keys"] | second
+    assert len(found) == rule["entries"] == 694
 
 
 @pytest.fixture

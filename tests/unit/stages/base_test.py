@@ -12,6 +12,7 @@ from recogdrive.stages import base
 from recogdrive.stages.base import Description, Parameter
 from recogdrive.training.checkpoint import CheckpointError
 from recogdrive.training.preemption import Preempted
+from recogdrive.training.watch import STOPPED_EXIT_CODE, ThresholdReached
 
 
 class FakeStage:
@@ -75,6 +76,13 @@ def test_a_preempted_stage_exits_with_its_own_code_and_says_how_to_continue(tmp_
     assert base.execute(composition(), tmp_path) == 75
     assert status(tmp_path) == "preempted"
     assert "stopped after step 7, which is saved" in capsys.readouterr().err
+
+
+def test_a_stage_that_a_threshold_stopped_exits_with_its_own_code_and_says_why(tmp_path, capsys):
+    stage_that(raises(ThresholdReached(40, "train/kl is 0.9, above 0.5")))
+    assert base.execute(composition(), tmp_path) == STOPPED_EXIT_CODE == 3
+    assert status(tmp_path) == "stopped after step 40: train/kl is 0.9, above 0.5"
+    assert capsys.readouterr().err.startswith("stopped after step 40: train/kl is 0.9, above 0.5\n")
 
 
 @pytest.mark.parametrize("error", [ValueError("bad value"), OSError("disk"), CheckpointError("no step")])

@@ -7,9 +7,9 @@ import pytest
 from recogdrive.data.context import ContextShape, NoContext
 from recogdrive.experiment import ConfigurationError
 from recogdrive.models.ego_status_mlp import EgoStatusMLP
-from recogdrive.models.planner.official_checkpoint import save_official
+from recogdrive.models.planner.official_checkpoint import OLD_POLICY, PREFIX, read_official, save_official
 from recogdrive.models.planner.planner import DiffusionPlanner
-from recogdrive.stages.planner_weights import describe_parameters, load_planner_weights, require_fit
+from recogdrive.stages.planner_weights import describe_parameters, export_weights, load_planner_weights, require_fit
 
 
 def planner(width=6, **kwargs):
@@ -42,6 +42,15 @@ def test_weights_of_another_shape_are_refused_with_the_tensors_name(official):
 def test_a_folder_without_checkpoint_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"Cannot start from PARENT=.*no checkpoint"):
         load_planner_weights(planner(), tmp_path)
+
+
+def test_a_reference_policy_is_exported_into_the_planners_file(official, tmp_path):
+    _, params = official
+    export_weights(planner(), params, tmp_path / "export", reference=params)
+    (path,) = (tmp_path / "export").iterdir()
+    entries, passed_over = read_official(path)
+    assert passed_over == {PREFIX + OLD_POLICY: len(entries)}
+    assert set(load_planner_weights(planner(), path)) == set(params)
 
 
 def test_the_table_has_every_weight_once():

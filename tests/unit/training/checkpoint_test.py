@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recogdrive.training import manifest
+from recogdrive.training import manifest, preservation
 from recogdrive.training.checkpoint import CheckpointError, Checkpoints, load_params
 from recogdrive.training.optim import AdamW
-from recogdrive.training.saved import saved_steps, usable_steps
+from recogdrive.training.saved import has_checkpoint, saved_steps, usable_steps
 from recogdrive.training.state import create_state
 
 TRANSFORMATION, _ = AdamW().build(8, 64)
 
 
-def make_state(value=1.0, size=4, with_ema=True, name="w"):
+def make_state(value=1.0, size=4, with_ema=True, name="w", kept=None):
     params = {name: jnp.full((size,), value), "bias.x": jnp.zeros(2)}
-    return create_state(params, TRANSFORMATION, jax.random.key(0), with_ema=with_ema)
+    return create_state(params, TRANSFORMATION, jax.random.key(0), with_ema=with_ema, kept=kept)
 
 
 def template(**options):
@@ -168,6 +168,40 @@ def test_remains_of_an_interrupted_save_are_removed_and_never_restored(three):
     assert not list(three.glob("*tmp*"))
 
 
+def test_a_deletion_cut_short_leaves_nothing_that_passes_for_a_checkpoint(three, monkeypatch, caplog):
+    def cut_short(folder):
+        (folder / manifest.MANIFEST).unlink()
+        raise OSError("as if killed")
+
+    monkeypatch.setattr(preservation.shutil, "rmtree", cut_short)
+    save_steps(three, [4], keep_last=2)
+    monkeypatch.undo()
+    assert "discarded-1 could not be deleted" in caplog.text
+    assert usable_steps(three) == ([3, 4], {})
+    assert sorted(path.name for path in three.iterdir()) == ["3", "4", "discarded-1", "discarded-2"]
+    restore(three)
+    assert sorted(path.name for path in three.iterdir()) == ["3", "4"]
+
+
+def test_a_run_killed_before_it_let_go_of_an_old_checkpoint_does_so_when_it_is_started_again(three):
+    # Step 1 as a deletion of earlier versions left it: a step's name, no manifest.
+    (three / "1" / manifest.MANIFEST).unlink()
+    checkpoints = Checkpoints(three, keep_last=1)
+    assert checkpoints.restore(template()).step == 3
+    checkpoints.close()
+    assert sorted(path.name for path in three.iterdir()) == ["3"]
+
+
+def test_an_unsealed_checkpoint_newer_than_the_restored_one_is_never_deleted(three):
+    remove_manifest(three)
+    checkpoints = Checkpoints(three, keep_last=1)
+    assert checkpoints.restore(template()).step == 2
+    checkpoints.close()
+    assert saved_steps(three) == [2]
+    (aside,) = three.glob("unusable-3-*/3")
+    assert (aside / "stream" / "metadata").is_file()
+
+
 def test_another_model_is_refused_with_all_differences(three):
     with pytest.raises(ValueError, match="does not fit this configuration") as caught:
         Checkpoints(three).restore(template(size=5, name="v"))
@@ -196,6 +230,12 @@ def test_the_best_is_remembered_across_restarts(tmp_path):
     scores = {1: 0.5, 2: 0.2, 3: 0.7, 4: 0.6}
     for step in scores:  # A new process, as it were, for every save.
         save_steps(tmp_path, [step], scores, keep_last=1, best_metric="score", best_mode="min")
+    assert saved_steps(tmp_path) == [2, 4]
+
+
+def test_of_equally_good_checkpoints_the_newest_is_kept(tmp_path):
+    scores = {1: 0.5, 2: 0.5, 3: 0.4, 4: 0.1}
+    save_steps(tmp_path, scores, scores, keep_last=1, best_metric="score", best_mode="max")
     assert saved_steps(tmp_path) == [2, 4]
 
 
@@ -329,6 +369,46 @@ def test_weights_are_loaded_without_the_optimiser_state_and_the_average_is_prefe
         assert load_params(folder)["w"].tolist() == [9.0] * 4
         assert load_params(folder, prefer="params")["w"].tolist() == [1.0] * 4
     assert set(load_params(tmp_path)) == {"w", "bias.x"}
+
+
+@pytest.fixture(scope="module")
+def with_kept(tmp_path_factory):
+    """Run folder with a checkpoint that holds kept weights."""
+    folder = tmp_path_factory.mktemp("kept")
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(1, make_state(kept={"reference.w": jnp.arange(4.0)}), {}, {})
+    checkpoints.close()
+    return folder
+
+
+def test_kept_weights_come_back_and_are_not_taken_for_the_trained_ones(with_kept):
+    restored = Checkpoints(with_kept / "checkpoints").restore(template(kept={"reference.w": jnp.zeros(4)}))
+    assert restored.state.kept["reference.w"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    for prefer in ("ema", "params"):
+        assert set(load_params(with_kept, make_state().params, prefer=prefer)) == {"w", "bias.x"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (None, r"kept/reference.w: in the checkpoint with shape \(4,\), unknown here"),
+        ({"reference.w": jnp.zeros(5)}, r"kept/reference.w: shape \(4,\) in the checkpoint, \(5,\) here"),
+        ({"reference.v": jnp.zeros(4)}, r"kept/reference.v: needed with shape \(4,\), not in the checkpoint"),
+    ],
+)
+def test_other_kept_weights_than_those_of_the_checkpoint_are_refused_by_name(with_kept, wanted, message):
+    with pytest.raises(ValueError, match=message):
+        Checkpoints(with_kept / "checkpoints").restore(template(kept=wanted))
+
+
+def test_whether_a_run_goes_on_from_a_checkpoint_is_told_by_its_folder(with_kept, tmp_path):
+    assert has_checkpoint(with_kept)
+    assert not has_checkpoint(tmp_path / "new")
+    (tmp_path / "checkpoints" / "discarded-3").mkdir(parents=True)
+    assert not has_checkpoint(tmp_path)
+    # A damaged one too: the run stops over it, and never needs the weights it once started from.
+    (tmp_path / "checkpoints" / "4").mkdir()
+    assert has_checkpoint(tmp_path)
 
 
 def test_a_run_without_average_gives_its_weights(tmp_path):

@@ -13,6 +13,7 @@ from recogdrive.training.metrics_file import without_timings
 from recogdrive.training.optim import AdamW, Constant
 from recogdrive.training.saved import saved_steps, usable_steps
 from recogdrive.training.sharding import DataParallel
+from recogdrive.training.watch import MetricWatch, Threshold, ThresholdReached
 from recogdrive.training.window import NonFiniteError
 
 
@@ -256,3 +257,80 @@ def test_tensorboard_gets_curves_and_pictures_and_forgets_what_came_after_the_re
 def test_the_trained_weights_can_be_loaded_from_the_run_folder(linear, stream, tmp_path):
     state = trainer(4, ema_decay=0.5).fit(linear(), stream(), tmp_path)
     assert same(load_params(tmp_path, state.params), state.ema)
+
+
+@pytest.fixture
+def anchored(linear):
+    """Least squares that keeps near weights of the run's own, "reference.weight"."""
+
+    class Anchored(linear):
+        def loss(self, params, batch, key):
+            loss, metrics = super().loss(params, batch, key)
+            distance = jax.numpy.mean((params["weight"] - params["reference.weight"]) ** 2)
+            return loss + distance, {**metrics, "distance": distance}
+
+    return Anchored
+
+
+def shapes(weights):
+    return jax.eval_shape(lambda: weights)
+
+
+def test_a_run_with_kept_weights_goes_on_from_their_checkpoint_given_shapes_only(anchored, stream, tmp_path):
+    kept = {"reference.weight": jax.numpy.full((3, 2), 0.25)}
+    mine = {"weight": jax.numpy.full((3, 2), 0.5), "bias": jax.numpy.zeros(2)}
+    expected = trainer(7, ema_decay=0.9).fit(anchored(), stream(), tmp_path / "straight", init_params=mine, kept=kept)
+    trainer(3, ema_decay=0.9).fit(anchored(), stream(), tmp_path / "parts", init_params=mine, kept=kept)
+    continued = trainer(7, ema_decay=0.9).fit(
+        anchored(), stream(), tmp_path / "parts", init_params=shapes(mine), kept=shapes(kept)
+    )
+    assert same(continued, expected)
+    np.testing.assert_array_equal(continued.kept["reference.weight"], kept["reference.weight"])
+    assert set(load_params(tmp_path / "parts")) == {"weight", "bias"}
+
+
+def test_a_run_given_shapes_only_does_not_start_without_a_checkpoint(anchored, stream, tmp_path):
+    kept = {"reference.weight": jax.ShapeDtypeStruct((3, 2), np.float32)}
+    with pytest.raises(ValueError, match="no checkpoint to go on from, and kept of the run were given as shapes only"):
+        trainer(1).fit(anchored(), stream(), tmp_path, kept=kept)
+
+
+def test_kept_weights_with_the_name_of_another_kind_are_refused(linear, stream, tmp_path):
+    with pytest.raises(ValueError, match="carry names of weights that train, e.g. 'bias'"):
+        trainer(1).fit(linear(), stream(), tmp_path, kept={"bias": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"\['other'\] are both frozen and kept"):
+        trainer(1).fit(linear(), stream(), tmp_path, kept={"other": np.zeros(2)}, frozen={"other": np.zeros(2)})
+
+
+def test_a_watch_is_told_every_window_and_every_evaluation_by_kind(linear, stream, tmp_path):
+    seen = []
+    trainer(6, eval_every=3).fit(
+        linear(),
+        stream(),
+        tmp_path,
+        lambda params, step: {"ade": step / 10, "note": "text"},
+        watch=lambda step, values: seen.append((step, values)),
+    )
+    train = [line for line in lines(tmp_path) if "loss" in line]
+    assert [step for step, _ in seen] == [3, 4, 6, 6]
+    assert seen[0][1] == {"eval/ade": 0.3}
+    assert seen[1][1] == {f"train/{name}": train[0][name] for name in ("loss", "noise_mean", "grad_norm", "lr")}
+    assert seen[3][1] == {"eval/ade": 0.6}
+
+
+def test_a_run_that_a_threshold_stopped_is_saved_and_goes_on_as_if_it_had_not_been(linear, stream, tmp_path):
+    def evaluate(params, step):
+        return {"ade": step / 10}
+
+    options = {"log_every": 2, "eval_every": 4, "save_every": 100}
+    expected = trainer(9, **options).fit(linear(), stream(), tmp_path / "straight", evaluate)
+    watch = MetricWatch([Threshold("train/lr", above=0.0, stop=True, patience=2)])
+    with pytest.raises(ThresholdReached, match="stopped after step 4: train/lr is 0.05, above 0") as caught:
+        trainer(9, **options).fit(linear(), stream(), tmp_path / "stopped", evaluate, watch=watch)
+    assert caught.value.step == 4
+    assert usable_steps(tmp_path / "stopped" / "checkpoints") == ([4], {})
+    assert [line["eval/ade"] for line in lines(tmp_path / "stopped") if "eval/ade" in line] == [0.4]
+    assert same(trainer(9, **options).fit(linear(), stream(), tmp_path / "stopped", evaluate), expected)
+    assert list(map(without_timings, lines(tmp_path / "stopped"))) == list(
+        map(without_timings, lines(tmp_path / "straight"))
+    )

@@ -38,6 +38,11 @@ def test_a_moving_average_weighs_as_much_as_the_weights():
     assert training_memory(trainer(ema_decay=0.9), Linear(), BATCH)["moving average"] == 4000
 
 
+def test_kept_weights_are_counted_apart_from_those_that_train():
+    needed = training_memory(trainer(), Linear(), BATCH, kept={"anchor": jax.ShapeDtypeStruct((50,), jnp.float32)})
+    assert (needed["weights"], needed["kept weights"]) == (4000, 200)
+
+
 def test_a_larger_batch_needs_more_during_the_step():
     small = training_memory(trainer(), Linear(), BATCH)["step"]
     large = training_memory(trainer(), Linear(), {"x": jax.ShapeDtypeStruct((8000, 10), jnp.float32)})["step"]

@@ -6,9 +6,9 @@ import optax
 from recogdrive.training.state import create_state, from_stored, to_stored
 
 
-def state(with_ema=True, seed=5):
+def state(with_ema=True, seed=5, **options):
     params = {"a.b": jnp.arange(3.0), "c": jnp.ones((2, 2))}
-    return create_state(params, optax.adam(0.1), jax.random.key(seed), with_ema=with_ema)
+    return create_state(params, optax.adam(0.1), jax.random.key(seed), with_ema=with_ema, **options)
 
 
 def test_the_step_key_changes_from_step_to_step_and_repeats_when_a_step_is_replayed():
@@ -45,6 +45,15 @@ def test_the_stored_layout_leads_back_to_the_same_state():
     back = from_stored(stored, jax.eval_shape(lambda: state()))
     assert jax.tree.structure(back) == jax.tree.structure(made)
     assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(made), strict=True))
+
+
+def test_kept_weights_are_stored_under_their_own_name_and_lead_back():
+    made = state(kept={"reference.c": jnp.full((2, 2), 3.0)})
+    stored = to_stored(made)
+    assert set(stored) == {"step", "params", "opt_state", "ema", "key", "kept"}
+    back = from_stored(stored, jax.eval_shape(lambda: made))
+    assert jax.tree.structure(back) == jax.tree.structure(made)
+    np.testing.assert_array_equal(back.kept["reference.c"], 3.0)
 
 
 def test_a_state_without_average_stores_none():

@@ -13,12 +13,16 @@ from recogdrive.training.step import make_train_step
 def build(linear, stream):
     """(objective=..., **options) -> (train_step, state, batch)."""
 
-    def make(objective=None, ema_decay=None, **options):
+    def make(objective=None, ema_decay=None, kept=None, **options):
         objective = objective or linear()
         sharding = DataParallel(1)
         transformation, learning_rate = AdamW(Constant(0.01)).build(8, 64)
         state = create_state(
-            objective.init(jax.random.key(0)), transformation, jax.random.key(1), with_ema=ema_decay is not None
+            objective.init(jax.random.key(0)),
+            transformation,
+            jax.random.key(1),
+            with_ema=ema_decay is not None,
+            kept=kept,
         )
         state = sharding.put_state(state)
         placement = sharding.state_sharding(state)
@@ -144,6 +148,27 @@ def test_frozen_weights_reach_the_loss_and_neither_the_state_nor_the_gradient(bu
         assert float(metrics["loss"]) == pytest.approx(np.mean(residual**2), rel=1e-5)
         assert float(metrics["grad_norm"]) == pytest.approx(np.linalg.norm(residual.mean(axis=0)), rel=1e-5)
     assert set(after[0.0].params) == {"bias"}
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_kept_weights_reach_the_loss_and_stay_bit_for_bit_in_their_own_memory(build, linear, accumulation_steps):
+    class Anchored(linear):
+        def loss(self, params, batch, key):
+            distance = sum(jnp.sum((params[name] - params[f"reference.{name}"]) ** 2) for name in ("weight", "bias"))
+            return distance, {}
+
+    given = {"reference.weight": jnp.full((3, 2), 0.1), "reference.bias": jnp.arange(2.0)}
+    step, state, batch = build(Anchored(), ema_decay=0.9, kept=given, accumulation_steps=accumulation_steps)
+    distance = sum(np.sum((np.asarray(state.params[n]) - given[f"reference.{n}"]) ** 2) for n in state.params)
+    memory = {name: value.unsafe_buffer_pointer() for name, value in state.kept.items()}
+    for expected in (distance, None):
+        state, metrics = step(state, batch)
+        assert expected is None or float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert set(state.params) == {"weight", "bias"}
+    assert {name: value.unsafe_buffer_pointer() for name, value in state.kept.items()} == memory
+    for name, value in given.items():
+        np.testing.assert_array_equal(state.kept[name], value)
+    assert step._cache_size() == 1
 
 
 def test_what_a_model_masks_keeps_its_value_though_weight_decay_is_on(build, linear):

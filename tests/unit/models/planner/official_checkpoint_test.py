@@ -3,12 +3,15 @@ import logging
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import torch
 
+from recogdrive.models.ego_status_mlp import EgoStatusMLP
 from recogdrive.models.planner.diffusion import DDPM
 from recogdrive.models.planner.official_checkpoint import (
+    OLD_POLICY,
     PREFIX,
     load_official,
     official_entries,
@@ -165,6 +168,25 @@ def test_other_parts_of_a_file_are_passed_over_and_counted(path, planner, params
         loaded = load_official(path, planner)
     assert "reference policy" in caplog.text
     np.testing.assert_array_equal(loaded["fusion_projector.bias"], params["fusion_projector.bias"])
+
+
+def test_a_reference_policy_repeats_every_key_and_leaves_the_planner_as_it_is(tmp_path, planner, params):
+    reference = {name: value + 1 for name, value in params.items()}
+    path = tmp_path / "rl.ckpt"
+    save_official(path, params, planner, old_policy=reference)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    alone = [key for key in state if not key.startswith(PREFIX + OLD_POLICY)]
+    assert list(state) == alone + [PREFIX + OLD_POLICY + key.removeprefix(PREFIX) for key in alone]
+    name = "fusion_projector.bias"
+    np.testing.assert_array_equal(load_official(path, planner)[name], params[name])
+    np.testing.assert_array_equal(state[PREFIX + OLD_POLICY + name].numpy(), reference[name])
+
+
+def test_a_reference_policy_of_a_model_that_has_none_is_refused(tmp_path):
+    model = EgoStatusMLP(4)
+    params = model.init(jax.random.key(0))
+    with pytest.raises(TypeError, match="EgoStatusMLP has no official checkpoints with a reference policy"):
+        save_official(tmp_path / "mlp.ckpt", params, model, old_policy=params)
 
 
 def test_keys_of_no_known_part_are_refused(path):
