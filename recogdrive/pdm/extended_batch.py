@@ -61,11 +61,20 @@ class ExtendedSizes(NamedTuple):
     @classmethod
     def fitting(cls, scenes: Sequence[PdmScene], indices: Sequence[MapIndex]) -> "ExtendedSizes":
         """Powers of two that hold all scenes, so that few combinations occur."""
-        longest = max(len(_sample_times_us(scene)) for scene in scenes)
+        exact = cls.exact(scenes, indices)
         return cls(
             scenes=Sizes.fitting(scenes, indices),
-            history=max(16, 1 << (longest - 1).bit_length()),
+            history=max(16, 1 << (exact.history - 1).bit_length()),
             lights=LightSizes.fitting([lights_of(scene.extended) for scene in scenes]),
+        )
+
+    @classmethod
+    def exact(cls, scenes: Sequence[PdmScene], indices: Sequence[MapIndex]) -> "ExtendedSizes":
+        """The smallest sizes that hold all scenes."""
+        return cls(
+            scenes=Sizes.exact(scenes, indices),
+            history=max(1, *(len(_sample_times_us(scene)) for scene in scenes)),
+            lights=LightSizes.exact([lights_of(scene.extended) for scene in scenes]),
         )
 
     def union(self, other: "ExtendedSizes") -> "ExtendedSizes":

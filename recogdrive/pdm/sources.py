@@ -76,7 +76,11 @@ class CachedPdmScenes:
 
     def __call__(self, scene: Scene) -> PdmScene:
         """The record of `scene`; raises SceneError for a token the container does not hold."""
-        return self.cache.by_token(scene.token)
+        return self.by_token(scene.token)
+
+    def by_token(self, token: str) -> PdmScene:
+        """The record of the scene with this token, for which no log is read; raises SceneError where there is none."""
+        return self.cache.by_token(token)
 
     def require(self) -> None:
         """Opens the container.

@@ -1,0 +1,1 @@
+"""What reinforcement learning is rewarded with: scores of rollouts in recorded scenes, and terms beside them."""
