@@ -1,7 +1,9 @@
 """Where the arrays of a training step live: the device mesh, placement of state and batches, prefetch."""
 
+import contextlib
+import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
@@ -12,7 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree, Shaped
 
-DATA_AXIS = "data"
+from recogdrive.models.partition import DATA_AXIS, MODEL_AXIS, ROW_AXES, WEIGHT_AXIS, weight_spec
+from recogdrive.target import target_devices
 
 Tree = TypeVar("Tree", bound=PyTree)
 HostBatch = Mapping[str, Shaped[np.ndarray, "rows ..."]]
@@ -64,7 +67,7 @@ class DataParallel:
     """
 
     def __init__(self, num_devices: int | None = None) -> None:
-        available = jax.devices()
+        available = target_devices()
         if num_devices is not None and not 1 <= num_devices <= len(available):
             raise ValueError(
                 f"num_devices={num_devices} but {len(available)} devices are there; use 1 to {len(available)}."
@@ -74,8 +77,12 @@ class DataParallel:
 
     @property
     def num_devices(self) -> int:
-        """Devices that a batch is split over."""
-        return self.mesh.size
+        """Devices that a batch is split over: each has its own rows."""
+        return math.prod(size for name, size in self.mesh.shape.items() if name in ROW_AXES)
+
+    @property
+    def _row_axes(self) -> tuple[str, ...]:
+        return tuple(name for name in self.mesh.axis_names if name in ROW_AXES)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -85,12 +92,29 @@ class DataParallel:
     @property
     def batch_sharding(self) -> NamedSharding:
         """Rows split over the devices."""
-        return NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
+        return NamedSharding(self.mesh, PartitionSpec(self._row_axes))
 
     @property
     def microbatch_sharding(self) -> NamedSharding:
         """(accumulation step, row, ...): rows split over the devices."""
-        return NamedSharding(self.mesh, PartitionSpec(None, DATA_AXIS))
+        return NamedSharding(self.mesh, PartitionSpec(None, self._row_axes))
+
+    def as_context(self) -> contextlib.AbstractContextManager:
+        """Within it, a traced program knows the mesh: kernels and constraints of models look for it there."""
+        if self.mesh.size == 1:
+            return contextlib.nullcontext()
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+
+    def over_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Has every device compute its own rows, where the compiler would split something else or nothing.
+
+        Args:
+          function: Takes and returns pytrees of arrays with rows in front; rows must not know of each other.
+        """
+        if self.num_devices == 1:
+            return function
+        rows = PartitionSpec(self._row_axes)
+        return jax.shard_map(function, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
     def state_sharding(self, state: PyTree) -> PyTree[NamedSharding]:
         """The placement of every leaf of a (possibly abstract) state: the seam for sharded presets."""
@@ -140,30 +164,60 @@ class DataParallel:
 
 @gin.register
 class FullySharded(DataParallel):
-    """The same mesh, with every large tensor of the state split over the devices: weights, moments and averages.
+    """Weights, moments and averages are split over the devices too (FSDP), the language model's also by heads.
 
-    A tensor is split along its longest axis that divides evenly; small ones, and those without such an axis, are
-    copied. The compiler gathers what a layer needs while it computes.
+    What lies where is decided by the names of the weights: `partition.DIMENSIONS`. Tensors without a line there, as the
+    planner's, are split along their longest even axis; small ones are copied.
 
     Args:
       num_devices: Devices to use; all unless given.
-      min_size: Tensors with fewer entries are copied.
+      min_size: Tensors without a line in the table and with fewer entries are copied.
+      replicas: Groups of devices that each hold all weights (mesh axis "data"); the weights are split within a group.
+      model_devices: Devices that share a row's work by heads and hidden units (mesh axis "model").
+
+    Raises:
+      ValueError: The devices do not divide into replicas and model devices; names the nearest that do.
     """
 
-    def __init__(self, num_devices: int | None = None, min_size: int = 2**16) -> None:
+    def __init__(
+        self, num_devices: int | None = None, min_size: int = 2**16, replicas: int = 1, model_devices: int = 1
+    ) -> None:
         super().__init__(num_devices)
         self._min_size = min_size
+        count = self.mesh.size
+        for name, value in (("replicas", replicas), ("model_devices", model_devices)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a positive whole number.")
+        if count % (replicas * model_devices):
+            raise ValueError(
+                f"replicas={replicas} x model_devices={model_devices} does not divide {count} devices; use "
+                f"{_nearest_divisors(count // math.gcd(count, replicas), model_devices)} model devices, or other replicas."
+            )
+        shards = count // (replicas * model_devices)
+        shape = {DATA_AXIS: replicas, WEIGHT_AXIS: shards, MODEL_AXIS: model_devices}
+        # The compiler knows nothing of axes of one device, and a mesh of one device is that of `DataParallel`.
+        shape = {name: size for name, size in shape.items() if size > 1} or {DATA_AXIS: 1}
+        devices = np.asarray(self.mesh.devices).reshape(tuple(shape.values()))
+        self.mesh = Mesh(devices, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
     def state_sharding(self, state: PyTree) -> PyTree[NamedSharding]:
-        """The placement of every leaf of a (possibly abstract) state."""
-        return jax.tree.map(lambda leaf: self._placement(leaf.shape), state)
+        """The placement of every leaf of a (possibly abstract) state, by the last name on the way to it."""
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: self._placement(_name(path), leaf.shape), state)
 
-    def _placement(self, shape: tuple[int, ...]) -> NamedSharding:
-        axes = [axis for axis, size in enumerate(shape) if size % self.num_devices == 0]
-        if not axes or np.prod(shape) < self._min_size:
-            return self.replicated
-        longest = max(axes, key=lambda axis: shape[axis])
-        return NamedSharding(self.mesh, PartitionSpec(*[None] * longest, DATA_AXIS))
+    def _placement(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+        return NamedSharding(self.mesh, weight_spec(name, shape, dict(self.mesh.shape), self._min_size))
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """Parameter that a leaf of a state belongs to: moments and averages are kept under the weights' names."""
+    return next((key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), "")
+
+
+def _nearest_divisors(value: int, wanted: int) -> str:
+    divisors = [n for n in range(1, value + 1) if value % n == 0]
+    lower = max((n for n in divisors if n <= wanted), default=None)
+    upper = min((n for n in divisors if n > wanted), default=None)
+    return " or ".join(str(n) for n in (lower, upper) if n is not None)
 
 
 @dataclass(frozen=True)

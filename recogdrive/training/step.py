@@ -107,7 +107,10 @@ def make_train_step(
         return {name: value if masks[name] is None else value * masks[name] for name, value in tensors.items()}
 
     def train_step(state: TrainState, batch: DeviceBatch, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
-        grads, metrics = accumulated(state.params, batch, state.step_key(), {**(frozen or {}), **(state.kept or {})})
+        with sharding.as_context():
+            grads, metrics = accumulated(
+                state.params, batch, state.step_key(), {**(frozen or {}), **(state.kept or {})}
+            )
         grads = masked(grads)
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         updates = masked(updates)  # Weight decay moves what has no gradient, too.

@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from recogdrive.models import bridge
+from recogdrive.models import bridge, partition
+from recogdrive.target import target_platform
 
 Implementation = str
 IMPLEMENTATIONS = ("fused", "plain", "splash")
@@ -25,7 +26,6 @@ the kernel whatever the machine that compiles, for compiling ahead of time."""
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # Finite: a row without any key must not turn into NaN.
 _LANES = 128  # The kernel's tiles: sequence and head must fill whole ones.
 _BLOCKS = (512, 384, 256, 128)
-_BATCH_AXIS = "data"
 
 Segments = Int[Array, "B T"]
 
@@ -65,7 +65,7 @@ def attend(
       attention: One of `IMPLEMENTATIONS`.
     """
     key_segments = query_segments if key_segments is None else key_segments
-    kernel = attention == "splash" or (attention == "fused" and jax.default_backend() == "tpu")
+    kernel = attention == "splash" or (attention == "fused" and target_platform() == "tpu")
     if kernel and query.shape[2] == key.shape[2]:  # Decoding token by token is bound by memory, not by the scores.
         return splash(query, key, value, query_segments, causal=causal, scale=scale)
     formula = plain if attention == "plain" else fused
@@ -125,7 +125,7 @@ def _suits_cudnn(query: Array, key: Array, *, has_mask: bool) -> bool:
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     even = query.shape[2] % 2 == 0 and key.shape[2] % 2 == 0
     heads_fit = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-    return jax.default_backend() == "gpu" and half and heads_fit and (even or not has_mask)
+    return target_platform() == "gpu" and half and heads_fit and (even or not has_mask)
 
 
 def splash(
@@ -140,8 +140,8 @@ def splash(
 ) -> Float[Array, "B H T d"]:
     """The same by the Pallas kernel for TPU, queries and keys being the same tokens; see `attend`.
 
-    The compiler does not partition the kernel: under a mesh set by `jax.set_mesh` that has an axis "data", rows are
-    split over it by hand.
+    The compiler does not partition the kernel: under a mesh, rows and heads are split by hand, where they divide evenly
+    and are not split already; else every device computes all of them.
 
     Args:
       query: Queries.
@@ -155,10 +155,13 @@ def splash(
     if segments is None:
         segments = jnp.ones((query.shape[0], query.shape[2]), jnp.int32)
     run = functools.partial(_splash_rows, causal=causal, scale=scale, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.shape.get(_BATCH_AXIS, 1) > 1:
-        rows = PartitionSpec(_BATCH_AXIS)
-        run = jax.shard_map(run, in_specs=(rows,) * 4, out_specs=rows, check_vma=False)
+    axes = partition.mesh_axes()
+    if axes:
+        rows = partition.row_axes(query.shape[0]) or None
+        heads = partition.MODEL_AXIS if key.shape[1] % axes.get(partition.MODEL_AXIS, key.shape[1] + 1) == 0 else None
+        by_head = PartitionSpec(rows, heads)
+        specs = (by_head, by_head, by_head, PartitionSpec(rows))
+        run = jax.shard_map(run, in_specs=specs, out_specs=by_head, axis_names=frozenset(axes), check_vma=False)
     return run(query, key, value, segments)
 
 

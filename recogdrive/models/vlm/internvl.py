@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from recogdrive.models import partition
 from recogdrive.models.bridge import Params
 from recogdrive.models.planner.planner import ParameterRow
 from recogdrive.models.vlm import generation, initialization, layers, loss, vision
@@ -120,17 +121,23 @@ class InternVL:
             params = self.cast(params)
             image_key, text_key = (None, None) if key is None else jax.random.split(key)
             hidden = self.embed(params, batch, image_key)
-            segments = jnp.asarray(batch["segment_ids"])
-            rotary = self.rotary(batch["position_ids"])
 
-            def layer(weights: Params, hidden: Array, _: None, own_key: Array | None) -> Array:
+            def layer(weights: Params, hidden: Array, _: None, own_key: Array | None, rows: tuple) -> Array:
+                rotary, segments = rows
                 with dropout_key(own_key):
                     return self.parts.decoder_layer(
                         weights, "forward", hidden, position_embeddings=rotary, segment_ids=segments
                     )
 
-            stacked = part(params, layers.DECODER_LAYERS)
-            hidden = layers.scan_layers(layer, stacked, hidden, remat=self.remat, key=text_key)
+            hidden = layers.scan_layers(
+                layer,
+                part(params, layers.DECODER_LAYERS),
+                hidden,
+                remat=self.remat,
+                prefix=layers.DECODER_LAYERS,
+                key=text_key,
+                rows=(self.rotary(batch["position_ids"]), jnp.asarray(batch["segment_ids"])),
+            )
             return self.final_norm(params, hidden)
 
     def logits(self, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
@@ -228,16 +235,25 @@ class InternVL:
         hidden = self.parts.embeddings(part(params, layers.EMBEDDINGS), "forward", pixels)
         rates = jnp.asarray(vision.drop_path_rates(config.vision.layers, self.drop_path_rate))
 
-        def layer(weights: Params, hidden: Array, rate: Array, own_key: Array | None) -> Array:
+        def layer(weights: Params, hidden: Array, rate: Array, own_key: Array | None, _: None) -> Array:
             factors: Any = (None, None)
             if own_key is not None and self.drop_path_rate > 0:
                 # Drawn inside the layer from its key: recomputation in the backward pass draws the same.
                 factors = vision.drop_path_factors(jax.random.fold_in(own_key, 0), rate, count).astype(hidden.dtype)
+                own = hidden.shape[0]  # Of this device; drawn for all, so that their number does not change the draw.
+                factors = jax.lax.dynamic_slice_in_dim(factors, partition.first_row(own), own, axis=1)
             with dropout_key(None if own_key is None else jax.random.fold_in(own_key, 1)):
                 return self.parts.vision_layer(weights, "forward", hidden, factors[0], factors[1])
 
-        stacked = part(params, layers.VISION_LAYERS)
-        hidden = layers.scan_layers(layer, stacked, hidden, remat=self.remat, per_layer=rates, key=key)
+        hidden = layers.scan_layers(
+            layer,
+            part(params, layers.VISION_LAYERS),
+            hidden,
+            remat=self.remat,
+            prefix=layers.VISION_LAYERS,
+            per_layer=rates,
+            key=key,
+        )
         features = hidden[:, 1:].reshape(count, grid, grid, -1)
         vectors = vision.pixel_unshuffle(features, config.pixel_shuffle)
         vectors = vectors.reshape(count, config.tokens_per_tile, -1)

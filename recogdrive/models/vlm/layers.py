@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key
 from torch import nn
 from transformers.models.internvl.configuration_internvl import InternVLConfig, InternVLVisionConfig
@@ -21,7 +22,7 @@ from transformers.models.internvl.modeling_internvl import (
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
 
-from recogdrive.models import bridge
+from recogdrive.models import bridge, partition
 from recogdrive.models.bridge import Params
 from recogdrive.models.vlm.attention import implementation_name
 from recogdrive.models.vlm.config import VlmConfig
@@ -132,36 +133,55 @@ def part(params: Mapping[str, Array], prefix: str) -> Params:
 
 
 def scan_layers(
-    layer: Callable[[Params, Float[Array, "..."], Any, Key[Array, ""] | None], Float[Array, "..."]],
+    layer: Callable[[Params, Float[Array, "B ..."], Any, Key[Array, ""] | None, Any], Float[Array, "B ..."]],
     stacked: Params,
-    hidden: Float[Array, "..."],
+    hidden: Float[Array, "B ..."],
     *,
     remat: str,
+    prefix: str = "",
     per_layer: Any = None,
     key: Key[Array, ""] | None = None,
-) -> Float[Array, "..."]:
+    rows: Any = None,
+) -> Float[Array, "B ..."]:
     """Runs a stack of layers one after the other, compiled once.
 
+    Under a mesh each device runs its own rows: a layer's weights are gathered when it needs them, again in the backward
+    pass, and their gradients are summed straight into the pieces that devices keep.
+
     Args:
-      layer: Maps a layer's parameters, the hidden states, its slice of `per_layer` and its key to new hidden states.
+      layer: Maps a layer's parameters, the hidden states, its slice of `per_layer`, its key and `rows` to new hidden
+        states; rows must not know of each other.
       stacked: Parameters with a leading axis of layers.
       hidden: Input of the first layer.
       remat: One of `REMAT`.
+      prefix: What the names of the parameters begin with in the whole model.
       per_layer: Pytree of arrays with a leading axis of layers, or None.
       key: Each layer gets it folded with its index; None where nothing is drawn.
+      rows: Pytree of arrays with rows in front that every layer needs, or None.
     """
-
-    def body(hidden: Array, inputs: tuple[Params, Any, Array]) -> tuple[Array, None]:
-        weights, own, index = inputs
-        own_key = None if key is None else jax.random.fold_in(key, index)
-        return layer(weights, hidden, own, own_key), None
-
+    axes = partition.mesh_axes() if partition.row_axes(hidden.shape[0]) else {}
+    specs = {
+        name: partition.by_hand_only(partition.weight_spec(prefix + name, value.shape, axes))
+        for name, value in stacked.items()
+    }
+    of_layer = {name: PartitionSpec(*spec[1:]) for name, spec in specs.items()}
+    count = next(iter(stacked.values())).shape[0]
     policy = REMAT[remat]
-    if policy is not None:
-        body = jax.checkpoint(body, policy=policy, prevent_cse=False)  # A scan needs no guard against merging.
-    layers = next(iter(stacked.values())).shape[0]
-    hidden, _ = jax.lax.scan(body, hidden, (stacked, per_layer, jnp.arange(layers)))
-    return hidden
+
+    def run(stacked: Params, hidden: Array, per_layer: Any, key: Array | None, rows: Any) -> Array:
+        def body(hidden: Array, inputs: tuple[Params, Any, Array]) -> tuple[Array, None]:
+            pieces, own, index = inputs
+            weights = {name: partition.gather_weight(piece, of_layer[name]) for name, piece in pieces.items()}
+            own_key = None if key is None else jax.random.fold_in(key, index)
+            return layer(weights, hidden, own, own_key, rows), None
+
+        if policy is not None:
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)  # A scan needs no guard against merging.
+        return jax.lax.scan(body, hidden, (stacked, per_layer, jnp.arange(count)))[0]
+
+    whole = PartitionSpec()
+    run = partition.own_rows(run, hidden.shape[0], (specs, None, whole, whole, None))
+    return run(stacked, hidden, per_layer, key, rows)
 
 
 def _transformers_config(config: VlmConfig, attention: str) -> InternVLConfig:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Array, Key
 from torch import nn
 
-from recogdrive.models import bridge
+from recogdrive.models import bridge, partition
 
 LANGUAGE_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VISION_LINEARS = ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2")
@@ -148,5 +148,7 @@ def merge_lora(params: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
 
 
 def _dropout(key: Key[Array, ""], rate: float, x: Array) -> Array:
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    # A key a row: what a row draws depends neither on the number of devices nor on which of them has it.
+    numbers = partition.first_row(x.shape[0]) + jnp.arange(x.shape[0])
+    kept = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, x.shape[1:]))(numbers)
     return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)

@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
+
+from recogdrive.models import partition
+from recogdrive.models.vlm.vocabulary import VocabularyPart, split
 
 IGNORED = -100
 """Label of a token that is not supervised."""
@@ -68,6 +71,8 @@ def cross_entropy(
 
     Supervised positions of a row are moved to its front and worked through `chunk` at a time, as many chunks as the row
     with the most of them fills; forward and backward both. Products are in the dtype of `hidden`, summed in float32.
+    Under a mesh that splits weights each device has a part of the vocabulary, see `VocabularyPart`; under one that does
+    not, each has its own rows, and the head's gradient is summed over devices once.
 
     Args:
       hidden: Final hidden states.
@@ -109,14 +114,23 @@ def reduce_loss(sums: Float[Array, "B"], weights: Float[Array, "B"], rows_per_gr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _chunked(hidden: Array, head: Array, order: Array, targets: Targets, chunk: int) -> tuple[Array, Array]:
-    def add(index: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
-        at, own = _slice(order, targets, index, chunk)
-        loss, right = _chunk_sums(_gather(hidden, at), head, own)
-        return totals[0] + loss, totals[1] + right
+    def run(hidden: Array, head: Array, order: Array, targets: Targets) -> tuple[Array, Array]:
+        vocabulary = VocabularyPart(size)
+        targets_of_all = jax.tree.map(vocabulary.of_all_rows, targets)
 
-    rows = hidden.shape[0]
-    zeros = jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.int32)
-    return jax.lax.fori_loop(0, _used_chunks(targets, chunk), add, zeros)
+        def add(index: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
+            states = vocabulary.of_all_rows(_gather(hidden, _slice(order, index, chunk)))
+            loss, right = _chunk_sums(states, head, _slice(targets_of_all, index, chunk), vocabulary)
+            return totals[0] + loss, totals[1] + right
+
+        rows = targets_of_all.labels.shape[0]
+        zeros = jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.int32)
+        totals = jax.lax.fori_loop(0, _used_chunks(targets_of_all, chunk), add, zeros)
+        return jax.tree.map(lambda x: vocabulary.own_rows(x, hidden.shape[0]), totals)
+
+    rows, size = hidden.shape[0], head.shape[0]
+    head, spec = split(head.astype(hidden.dtype), rows)
+    return partition.own_rows(run, rows, (None, spec, None, None))(hidden, head, order, targets)
 
 
 def _forward(hidden: Array, head: Array, order: Array, targets: Targets, chunk: int) -> tuple:
@@ -124,41 +138,66 @@ def _forward(hidden: Array, head: Array, order: Array, targets: Targets, chunk: 
 
 
 def _backward(chunk: int, kept: tuple, cotangents: tuple[Array, Array]) -> tuple:
+    def run(hidden: Array, head: Array, order: Array, targets: Targets, cotangent: Array) -> tuple[Array, Array]:
+        vocabulary = VocabularyPart(size)
+        targets_of_all, cotangent = jax.tree.map(vocabulary.of_all_rows, (targets, cotangent))
+        rows = jnp.arange(hidden.shape[0])[:, None]
+
+        def add(index: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
+            at = _slice(order, index, chunk)
+            states = vocabulary.of_all_rows(_gather(hidden, at))
+            own = _slice(targets_of_all, index, chunk)
+            of_states, of_head = _chunk_gradients(states, head, own, cotangent, vocabulary)
+            of_states = vocabulary.sum_to_own_rows(of_states).astype(hidden.dtype)
+            return totals[0].at[rows, at].add(of_states, mode="drop"), totals[1] + of_head
+
+        zeros = jnp.zeros_like(hidden), jnp.zeros(head.shape, jnp.float32)
+        of_hidden, of_head = jax.lax.fori_loop(0, _used_chunks(targets_of_all, chunk), add, zeros)
+        return of_hidden, partition.sum_over_rows(of_head, parted=vocabulary.is_split)
+
     hidden, head, order, targets = kept
-    rows = jnp.arange(hidden.shape[0])[:, None]
-
-    def add(index: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
-        at, own = _slice(order, targets, index, chunk)
-        of_hidden, of_head = _chunk_gradients(_gather(hidden, at), head, own, cotangents[0])
-        return totals[0].at[rows, at].add(of_hidden, mode="drop"), totals[1] + of_head
-
-    zeros = jnp.zeros_like(hidden), jnp.zeros(head.shape, jnp.float32)
-    of_hidden, of_head = jax.lax.fori_loop(0, _used_chunks(targets, chunk), add, zeros)
-    return of_hidden, of_head.astype(head.dtype), None, None
+    rows, size = hidden.shape[0], head.shape[0]
+    filled, spec = split(head.astype(hidden.dtype), rows)
+    run = partition.own_rows(run, rows, (None, spec, None, None, None), out_specs=(None, spec))
+    of_hidden, of_head = run(hidden, filled, order, targets, cotangents[0])
+    return of_hidden, of_head[:size].astype(head.dtype), None, None
 
 
 _chunked.defvjp(_forward, _backward)
 
 
-def _chunk_sums(hidden: Float[Array, "B C D"], head: Array, targets: Targets) -> tuple[Array, Array]:
-    logits = _product("bcd,vd->bcv", hidden, head.astype(hidden.dtype))
-    label = jnp.take_along_axis(logits, targets.labels[..., None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - label
-    right = (jnp.argmax(logits, axis=-1) == targets.labels) & targets.supervised
+def _chunk_sums(
+    hidden: Float[Array, "B C D"], head: Array, targets: Targets, vocabulary: VocabularyPart
+) -> tuple[Array, Array]:
+    logits, largest, log_total = _logits(hidden, head, vocabulary)
+    place, here = vocabulary.find(targets.labels, logits.shape[-1])
+    label = jnp.take_along_axis(logits, place[..., None], axis=-1)[..., 0]
+    losses = log_total - vocabulary.sum(jnp.where(here, label, 0))
+    right = (vocabulary.likeliest(logits, largest) == targets.labels) & targets.supervised
     return (losses * targets.weights).sum(axis=1), right.sum(axis=1, dtype=jnp.int32)
 
 
 def _chunk_gradients(
-    hidden: Float[Array, "B C D"], head: Array, targets: Targets, cotangent: Float[Array, "B"]
+    hidden: Float[Array, "B C D"], head: Array, targets: Targets, cotangent: Float[Array, "B"], vocabulary: VocabularyPart
 ) -> tuple[Array, Array]:
-    """Of `_chunk_sums` with regard to its hidden states and, in float32, the head."""
-    compute_head = head.astype(hidden.dtype)
-    probabilities = jax.nn.softmax(_product("bcd,vd->bcv", hidden, compute_head), axis=-1)
+    """Of `_chunk_sums` with regard to its hidden states and to the head, both float32; the former of this part only."""
+    logits, _, log_total = _logits(hidden, head, vocabulary)
+    probabilities = jnp.exp(logits - log_total[..., None])
+    place, here = vocabulary.find(targets.labels, logits.shape[-1])
     rows, places = (x[:, :, None] for x in jnp.indices(targets.labels.shape))
-    error = probabilities.at[rows, places, targets.labels[..., None]].add(-1)
+    error = probabilities.at[rows, places, place[..., None]].add(-here[..., None].astype(jnp.float32))
     error = (error * (targets.weights * cotangent[:, None])[..., None]).astype(hidden.dtype)
-    of_hidden = _product("bcv,vd->bcd", error, compute_head).astype(hidden.dtype)
-    return of_hidden, _product("bcv,bcd->vd", error, hidden)
+    return _product("bcv,vd->bcd", error, head), _product("bcv,bcd->vd", error, hidden)
+
+
+def _logits(
+    hidden: Float[Array, "B C D"], head: Array, vocabulary: VocabularyPart
+) -> tuple[Float[Array, "B C W"], Float[Array, "B C"], Float[Array, "B C"]]:
+    """Logits of this part of the vocabulary, the largest of all parts, and the logarithm of the sum of all exponentials."""
+    logits = vocabulary.masked(_product("bcd,vd->bcv", hidden, head))
+    largest = vocabulary.max(logits.max(axis=-1))
+    total = vocabulary.sum(jnp.exp(logits - largest[..., None]).sum(axis=-1))
+    return logits, largest, largest + jnp.log(total)
 
 
 def _product(equation: str, left: Array, right: Array) -> Array:
@@ -168,11 +207,8 @@ def _product(equation: str, left: Array, right: Array) -> Array:
     return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _slice(order: Array, targets: Targets, index: Array, chunk: int) -> tuple[Array, Targets]:
-    def cut(x: Array) -> Array:
-        return jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk, axis=1)
-
-    return cut(order), Targets(*map(cut, targets))
+def _slice(tree: PyTree[Array], index: Array, chunk: int) -> PyTree[Array]:
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk, axis=1), tree)
 
 
 def _gather(hidden: Array, at: Array) -> Array:

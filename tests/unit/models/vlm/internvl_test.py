@@ -127,7 +127,7 @@ def test_stochastic_depth_is_fresh_for_every_key_layer_and_tile_and_off_without_
 def test_every_layer_gets_a_key_of_its_own():
     drawn = []
 
-    def layer(weights, hidden, own, key):
+    def layer(weights, hidden, own, key, rows):
         jax.debug.callback(lambda bits: drawn.append(tuple(map(int, bits))), jax.random.key_data(key))
         return hidden
 
