@@ -3,10 +3,14 @@
 import logging as stdlib_logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
 from recogdrive.experiment import ConfigurationError, find_experiment, format_registry, load_registry
+
+if TYPE_CHECKING:
+    from recogdrive.composition import Composition
 
 _EXPERIMENT = flags.DEFINE_string("experiment", None, "Name of a registered experiment; --list shows them.")
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file read after the experiment's own; repeatable.")
@@ -17,9 +21,17 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupt
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print what would run (configuration, data, weights, memory); run nothing."
 )
+_COMPILE_FOR = flags.DEFINE_string(
+    "compile_for", None, "Print what the training step needs on TPU chips that are not here, such as v6e:2x4; "
+    "run nothing."
+)  # fmt: skip
+_COMPILE_TIMING = flags.DEFINE_bool(
+    "compile_timing", False, "With --compile_for: finish compiling, which takes minutes, for an estimate of the time."
+)
 _LIST = flags.DEFINE_bool("list", False, "Print the registered experiments and stop.")
 
 BAD_REQUEST_EXIT_CODE = 2
+DOES_NOT_FIT_EXIT_CODE = 3
 
 
 def main(argv: list[str]) -> int:
@@ -48,10 +60,21 @@ def _run() -> int:
     if _DRY_RUN.value:
         sys.stdout.write(base.describe(composition) + "\n")
         return 0
+    workdir = Path(_WORKDIR.value or Path("runs") / composition.name)
+    if _COMPILE_FOR.value is not None:
+        return _compile(composition, workdir)
     logging.set_verbosity(logging.INFO)
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # Else it tells of every accelerator it lacks.
-    workdir = Path(_WORKDIR.value or Path("runs") / composition.name)
     return base.execute(composition, workdir)
+
+
+def _compile(composition: "Composition", workdir: Path) -> int:
+    from recogdrive.ahead_of_time import estimate
+
+    found = estimate.estimate(composition, _COMPILE_FOR.value, timing=_COMPILE_TIMING.value)
+    saved = estimate.save(found, workdir)
+    sys.stdout.write(f"{estimate.render(found)}\n\nsaved in {saved}\n")
+    return 0 if found.fits else DOES_NOT_FIT_EXIT_CODE
 
 
 def console_entry() -> None:

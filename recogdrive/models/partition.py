@@ -68,9 +68,7 @@ def dimensions(name: str) -> tuple[str, ...] | None:
     return None
 
 
-def weight_spec(
-    name: str, shape: tuple[int, ...], axes: Mapping[str, int], min_size: int = 2**16
-) -> PartitionSpec:
+def weight_spec(name: str, shape: tuple[int, ...], axes: Mapping[str, int], min_size: int = 2**16) -> PartitionSpec:
     """Which mesh axes the dimensions of a weight lie on; one that does not divide evenly lies on none.
 
     Args:
@@ -88,15 +86,15 @@ def weight_spec(
     spec: list[str | None] = [None] * len(shape)
     model, shards = axes.get(MODEL_AXIS, 1), axes.get(WEIGHT_AXIS, 1)
     if words is not None and model > 1:
-        spec = [MODEL_AXIS if w in _SPLIT_BY_MODEL and n % model == 0 else None for w, n in zip(words, shape, strict=True)]
+        parted = [word in _SPLIT_BY_MODEL and n % model == 0 for word, n in zip(words, shape, strict=True)]
+        spec = [MODEL_AXIS if yes else None for yes in parted]
     if shards > 1 and (words is not None or math.prod(shape) >= min_size):
         free = [i for i, n in enumerate(shape) if n % shards == 0 and spec[i] is None]
         if words is not None:
             free = [i for i in free if words[i] not in _WHOLE]
-        longest = max(free, key=lambda i: shape[i], default=None)
-        roomy = [i for i in free if shape[i] // shards >= _SUBLANES] if words is not None else []
+        roomy = [] if words is None else [i for i in free if shape[i] // shards >= _SUBLANES]
         if free:
-            spec[roomy[0] if roomy else longest] = WEIGHT_AXIS
+            spec[roomy[0] if roomy else max(free, key=lambda i: shape[i])] = WEIGHT_AXIS
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)
@@ -114,7 +112,9 @@ def row_axes(rows: int) -> tuple[str, ...]:
     return tuple(axes) if axes and rows % math.prod(axes.values()) == 0 else ()
 
 
-def own_rows(function: Callable[..., Any], rows: int, specs: tuple[Any, ...], out_specs: Any = None) -> Callable[..., Any]:
+def own_rows(
+    function: Callable[..., Any], rows: int, specs: tuple[Any, ...], out_specs: Any = None
+) -> Callable[..., Any]:
     """Runs a function on each device for its own rows, its collectives being those it writes itself.
 
     Args:
@@ -159,7 +159,7 @@ def sum_over_rows(gradient: Array, *, parted: bool) -> Array:
     """A weight's gradient of all rows from that of this device's.
 
     Args:
-      gradient: Of the whole weight; where `parted`, of this device's part, for the rows of all devices that have others.
+      gradient: Of the whole weight; where `parted`, of this device's part, for the rows of all that have other parts.
       parted: Whether the weight is split along `WEIGHT_AXIS`.
     """
     axes = tuple(axis for axis in by_hand() if not (parted and axis == WEIGHT_AXIS))

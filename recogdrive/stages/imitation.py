@@ -19,6 +19,7 @@ from recogdrive.stages.base import Description
 from recogdrive.stages.context_identity import context_shapes, describe_context, identified
 from recogdrive.stages.open_loop import OpenLoop, headline
 from recogdrive.stages.planner_weights import describe_parameters, export_weights, initial_weights, require_fit
+from recogdrive.training.abstract_step import StepShapes
 from recogdrive.training.loop import Trainer
 from recogdrive.training.memory import training_memory
 
@@ -107,8 +108,8 @@ class Imitation:
         agent.params = state.weights
         return headline(self._evaluation.final(folder.path, [agent], evaluated))
 
-    def describe(self) -> Description:
-        """Splits, weights, and the memory of one training step, as the compiler for this device reports it."""
+    def step_shapes(self) -> StepShapes:
+        """What a training step is compiled from."""
         rows = self._batch_size
         shapes = {name: ((rows, *shape), dtype) for name, (shape, dtype) in context_shapes(self._context).items()}
         shapes |= {
@@ -117,11 +118,17 @@ class Imitation:
             "trajectory": ((rows, FUTURE_FRAMES, 3), jnp.float32),
             "index": ((rows,), jnp.int32),
         }
-        batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        return StepShapes(
+            trainer=self._trainer,
+            objective=self._planner,
+            batch={name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()},
+            frozen=getattr(self._planner, "frozen_shapes", dict)(),
+        )
+
+    def describe(self) -> Description:
+        """Splits, weights, and the memory of one training step, as the compiler for this device reports it."""
         return Description(
             data=self._splits.describe(),
             parameters=describe_parameters(self._planner),
-            memory_bytes=training_memory(
-                self._trainer, self._planner, batch, getattr(self._planner, "frozen_shapes", dict)()
-            ),
+            memory_bytes=training_memory(self.step_shapes()),
         )

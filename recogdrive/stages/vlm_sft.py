@@ -19,12 +19,14 @@ from recogdrive.data.vlm.weights_folder import EXPORT_FOLDER, ORIGINAL, TRANSFOR
 from recogdrive.evaluation.held_out import HeldOutEvaluation, HeldOutLoss, SampleAnswers, evenly_spaced
 from recogdrive.experiment import ConfigurationError
 from recogdrive.models.bridge import Params
+from recogdrive.models.vlm.encoder import forward_flops, head_flops
 from recogdrive.models.vlm.internvl import InternVL
 from recogdrive.models.vlm.lora import LORA_A, merge_lora
 from recogdrive.models.vlm.trainable import TrainableSet
 from recogdrive.models.vlm.weights import LoadedVlm, load_weights, save_original, save_transformers
 from recogdrive.run_folder import RunFolder, write_text
 from recogdrive.stages.base import Description, Parameter
+from recogdrive.training.abstract_step import StepShapes
 from recogdrive.training.fine_tuning import FineTuning
 from recogdrive.training.loop import Trainer
 from recogdrive.training.memory import training_memory
@@ -146,9 +148,7 @@ class VlmSft:
         return Description(
             data=self._data.describe(),
             parameters=parameters,
-            memory_bytes=training_memory(
-                self._trainer, self._objective, self._batch_shapes(), self._objective.frozen_shapes()
-            ),
+            memory_bytes=training_memory(self.step_shapes()),
             notes=[
                 f"{self._batch_size} rows an update in {self._trainer.accumulation_steps} micro-batches",
                 f"memory of a step as compiled for {jax.devices()[0].platform}: on a CPU it holds attention matrices "
@@ -156,13 +156,23 @@ class VlmSft:
             ],
         )
 
-    def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def step_shapes(self) -> StepShapes:
+        """What a training step is compiled from, with the largest rows that may occur."""
         rows, side = self._batch_size, self._vlm.config.tile_size
         tokens, tiles = self._data.largest_row()
         shapes = dict.fromkeys(("input_ids", "segment_ids", "position_ids", "labels"), ((rows, tokens), jnp.int32))
         shapes |= {"loss_weight": ((rows, tokens), jnp.float32), "num_tiles": ((rows,), jnp.int32)}
         shapes |= {"tiles": ((rows, tiles, side, side, 3), jnp.uint8)}
-        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        # Forward once, backward twice; every token is taken as supervised.
+        forward = forward_flops(self._vlm.config, tokens, tiles) + head_flops(self._vlm.config, tokens)
+        return StepShapes(
+            trainer=self._trainer,
+            objective=self._objective,
+            batch={name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()},
+            frozen=self._objective.frozen_shapes(),
+            flops=3 * rows * forward,
+            dynamic_trips=math.ceil(tokens / self._vlm.loss_chunk),
+        )
 
     def _training_stream(self, tokenizer: VlmTokenizer, path: Path) -> tuple[VlmBatchStream, str]:
         """The stream, and what was found in the conversations."""

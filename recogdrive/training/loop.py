@@ -253,6 +253,7 @@ class _Run:
                 "training %d parameters on %d devices%s", size, self.sharding.num_devices,
                 f", {held} more are frozen" if held else "",
             )  # fmt: skip
+            logging.info("%s", self.sharding.describe_batch(self.stream.batch_size, self.trainer.accumulation_steps))
 
     def train(self) -> None:
         """Runs the steps that are left."""

@@ -140,6 +140,15 @@ class DataParallel:
                 f"(e.g. {_nearest_multiples(batch_size, unit)})."
             )
 
+    def describe_batch(self, batch_size: int, accumulation_steps: int = 1) -> str:
+        """How an update's rows are spread, for the log."""
+        own = batch_size // (self.num_devices * accumulation_steps)
+        mesh = " x ".join(f"{size} {name}" for name, size in self.mesh.shape.items())
+        return (
+            f"mesh {mesh}, {jax.process_count()} processes; effective batch {batch_size} rows = {own} rows a device x "
+            f"{self.num_devices} devices x {accumulation_steps} accumulation steps"
+        )
+
     def put_state(self, state: Tree) -> Tree:
         """Copies a state to its place; the caller's arrays stay valid when the copy is donated."""
         return jax.tree.map(
@@ -190,8 +199,8 @@ class FullySharded(DataParallel):
                 raise ValueError(f"{name}={value!r} must be a positive whole number.")
         if count % (replicas * model_devices):
             raise ValueError(
-                f"replicas={replicas} x model_devices={model_devices} does not divide {count} devices; use "
-                f"{_nearest_divisors(count // math.gcd(count, replicas), model_devices)} model devices, or other replicas."
+                f"replicas={replicas} x model_devices={model_devices} does not divide {count} devices; their product "
+                f"{replicas * model_devices} may be {_nearest_divisors(count, replicas * model_devices)}."
             )
         shards = count // (replicas * model_devices)
         shape = {DATA_AXIS: replicas, WEIGHT_AXIS: shards, MODEL_AXIS: model_devices}

@@ -149,3 +149,8 @@ def forward_flops(config: VlmConfig, num_tokens: int, tiles: int) -> float:
     # A causal kernel leaves out half of the products of queries and keys.
     decoder = language.layers * (2 * num_tokens * dense + 2 * num_tokens**2 * language.width)
     return float(tiles * (tower + embedding + projector) + decoder)
+
+
+def head_flops(config: VlmConfig, num_tokens: int) -> float:
+    """Operations of the logits of so many tokens, counted like `forward_flops`."""
+    return 2.0 * num_tokens * config.language.width * config.language.vocab_size

@@ -178,7 +178,11 @@ def _chunk_sums(
 
 
 def _chunk_gradients(
-    hidden: Float[Array, "B C D"], head: Array, targets: Targets, cotangent: Float[Array, "B"], vocabulary: VocabularyPart
+    hidden: Float[Array, "B C D"],
+    head: Array,
+    targets: Targets,
+    cotangent: Float[Array, "B"],
+    vocabulary: VocabularyPart,
 ) -> tuple[Array, Array]:
     """Of `_chunk_sums` with regard to its hidden states and to the head, both float32; the former of this part only."""
     logits, _, log_total = _logits(hidden, head, vocabulary)
@@ -193,7 +197,7 @@ def _chunk_gradients(
 def _logits(
     hidden: Float[Array, "B C D"], head: Array, vocabulary: VocabularyPart
 ) -> tuple[Float[Array, "B C W"], Float[Array, "B C"], Float[Array, "B C"]]:
-    """Logits of this part of the vocabulary, the largest of all parts, and the logarithm of the sum of all exponentials."""
+    """Logits of this part of the vocabulary; the largest, and the logarithm of the sum of exponentials, of all."""
     logits = vocabulary.masked(_product("bcd,vd->bcv", hidden, head))
     largest = vocabulary.max(logits.max(axis=-1))
     total = vocabulary.sum(jnp.exp(logits - largest[..., None]).sum(axis=-1))

@@ -95,9 +95,7 @@ def test_it_is_not_evaluated_on_another_context_unless_that_is_allowed(trained, 
 def test_a_run_can_be_described_without_the_cache(tmp_path, monkeypatch):
     cache = HiddenStateCache(tmp_path / "missing", num_tokens=work.TOKENS, width=work.WIDTH)
     seen = {}
-    monkeypatch.setattr(
-        "recogdrive.stages.imitation.training_memory", lambda trainer, planner, batch, *rest: seen.update(batch) or {}
-    )
+    monkeypatch.setattr("recogdrive.stages.imitation.training_memory", lambda shapes: seen.update(shapes.batch) or {})
     assert imitation(cache).describe().parameters
     assert seen["context"].dtype == jnp.bfloat16 and seen["context"].shape == (2, work.TOKENS, work.WIDTH)
 

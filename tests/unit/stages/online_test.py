@@ -212,13 +212,14 @@ def test_planner_and_context_of_different_kinds_are_refused(context, encoder, we
 
 def test_the_description_knows_all_shapes_without_any_weights(context, encoder, vlm, monkeypatch):
     described = []
-    monkeypatch.setattr(stage_imitation, "training_memory", lambda *arguments: described.append(arguments) or {})
+    monkeypatch.setattr(stage_imitation, "training_memory", lambda shapes: described.append(shapes) or {})
     online = OnlinePlanner(encoder, PLANNER, None)
 
     imitation(online, context).describe()
 
-    ((_, objective, batch, frozen),) = described
-    assert objective is online and len(frozen) == len(vlm.parameter_table())
+    (shapes,) = described
+    batch = shapes.batch
+    assert shapes.objective is online and len(shapes.frozen) == len(vlm.parameter_table())
     sample = planner_sample(town(1)()[0], context, 0)
     assert {n: (s.shape[1:], s.dtype) for n, s in batch.items()} == {n: (v.shape, v.dtype) for n, v in sample.items()}
     with pytest.raises(ValueError, match="set VLM_WEIGHTS"):

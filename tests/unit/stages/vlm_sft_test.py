@@ -293,9 +293,7 @@ def test_the_description_tells_weights_and_frozen_ones_without_data(tiny_sft, mo
     def absent():
         raise OSError("no such file: annotations")
 
-    monkeypatch.setattr(
-        vlm_sft, "training_memory", lambda trainer, objective, batch, frozen: {"asked for": (batch, frozen)}
-    )
+    monkeypatch.setattr(vlm_sft, "training_memory", lambda shapes: {"asked for": (shapes.batch, shapes.frozen)})
     description = stage(tiny_sft, data=tiny_sft.data(train=absent), trainable=TrainableSet(freeze_llm=True)).describe()
     assert description.data == {"train": "not available: no such file: annotations", "held out": "none"}
     batch, frozen = description.memory_bytes["asked for"]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from recogdrive.training.abstract_step import StepShapes
 from recogdrive.training.loop import Trainer
 from recogdrive.training.memory import training_memory
 from recogdrive.training.sharding import DataParallel
@@ -22,12 +23,13 @@ class Linear:
 BATCH = {"x": jax.ShapeDtypeStruct((8, 10), jnp.float32)}
 
 
-def trainer(**kwargs):
-    return Trainer(steps=1, sharding=DataParallel(num_devices=1), prefetch=2, **kwargs)
+def memory(batch=BATCH, kept=None, **kwargs):
+    trainer = Trainer(steps=1, sharding=DataParallel(num_devices=1), prefetch=2, **kwargs)
+    return training_memory(StepShapes(trainer, Linear(), batch, kept=kept))
 
 
 def test_weights_optimiser_and_batches_are_counted_by_their_sizes():
-    needed = training_memory(trainer(), Linear(), BATCH)
+    needed = memory()
     assert needed["weights"] == 4000
     assert 2 * 4000 <= needed["optimizer"] <= 2 * 4000 + 64  # Two moments and a few counters.
     assert needed["batch"] == 8 * 10 * 4 * 3
@@ -35,20 +37,20 @@ def test_weights_optimiser_and_batches_are_counted_by_their_sizes():
 
 
 def test_a_moving_average_weighs_as_much_as_the_weights():
-    assert training_memory(trainer(ema_decay=0.9), Linear(), BATCH)["moving average"] == 4000
+    assert memory(ema_decay=0.9)["moving average"] == 4000
 
 
 def test_kept_weights_are_counted_apart_from_those_that_train():
-    needed = training_memory(trainer(), Linear(), BATCH, kept={"anchor": jax.ShapeDtypeStruct((50,), jnp.float32)})
+    needed = memory(kept={"anchor": jax.ShapeDtypeStruct((50,), jnp.float32)})
     assert (needed["weights"], needed["kept weights"]) == (4000, 200)
 
 
 def test_a_larger_batch_needs_more_during_the_step():
-    small = training_memory(trainer(), Linear(), BATCH)["step"]
-    large = training_memory(trainer(), Linear(), {"x": jax.ShapeDtypeStruct((8000, 10), jnp.float32)})["step"]
+    small = memory()["step"]
+    large = memory({"x": jax.ShapeDtypeStruct((8000, 10), jnp.float32)})["step"]
     assert large > small + 1_000_000
 
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="accumulation"):
-        training_memory(trainer(accumulation_steps=3), Linear(), BATCH)
+        memory(accumulation_steps=3)
