@@ -41,10 +41,12 @@ class HeldOutLoss:
         self._batches, self._chosen = batches, chosen
         self._sharding = sharding
         self._batch_size = batch_size
-        self._sums = jax.jit(
-            lambda params, batch: jax.tree.map(lambda rows: rows.sum(), vlm.loss_rows(params, batch)),
-            out_shardings=sharding.replicated,
-        )
+
+        def sums(params: Params, batch: dict[str, jax.Array]) -> Any:
+            with sharding.as_context():
+                return jax.tree.map(lambda rows: rows.sum(), vlm.loss_rows(params, batch))
+
+        self._sums = jax.jit(sums, out_shardings=sharding.replicated)
 
     def __call__(self, params: Params) -> dict[str, float]:
         """`loss`, one mean over the weighted tokens of all batches, and `accuracy`, the share of tokens guessed."""
@@ -80,9 +82,12 @@ class SampleAnswers:
         self._shown = [(_question(c), next(t.text for t in c.turns if t.role == "gpt")) for c in conversations]
         self._batch = _prompt_rows([_prompt(c, samples) for c in conversations], samples)
         stop = [samples.tokenizer.eos_id]
-        self._generate = jax.jit(
-            lambda params, batch: vlm.generate(params, batch, max_new_tokens, stop), out_shardings=sharding.replicated
-        )
+
+        def generate(params: Params, batch: dict[str, jax.Array]) -> Any:
+            with sharding.as_context():
+                return vlm.generate(params, batch, max_new_tokens, stop)
+
+        self._generate = jax.jit(generate, out_shardings=sharding.replicated)
 
     def __call__(self, params: Params) -> str:
         """Questions and both answers, as Markdown."""

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recogdrive.training.sharding import DATA_AXIS, DataParallel, DevicePrefetch, FullySharded
+from recogdrive.target import targeting
+from recogdrive.training.sharding import DataParallel, DevicePrefetch, FullySharded
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -103,19 +104,32 @@ def test_a_checkpoint_moves_between_one_two_and_four_devices_with_the_same_next_
     np.testing.assert_allclose(answer["round_trip"], answer["straight"], rtol=1e-6)
 
 
-class FourSharded(FullySharded):
-    """Arithmetic of a mesh of four."""
+def mesh_of(count, **arguments):
+    """A `FullySharded` for devices that are not here."""
+    with targeting(jax.devices() * count):
+        return FullySharded(**arguments)
 
-    num_devices = 4
+
+def test_a_mesh_that_the_devices_do_not_fill_is_refused_with_the_nearest_that_they_do():
+    with pytest.raises(ValueError, match=r"replicas=3 x model_devices=1 does not divide 8 .* 3 may be 2 or 4"):
+        mesh_of(8, replicas=3)
+    with pytest.raises(ValueError, match="model_devices=0 must be a positive whole number"):
+        mesh_of(8, model_devices=0)
 
 
-def test_large_tensors_are_split_along_their_longest_even_axis_and_small_ones_copied():
-    sharding = FourSharded(min_size=64)
-    state = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for name, shape in {"rows": (28, 8), "columns": (6, 32), "odd": (9, 15), "small": (4, 4), "scalar": ()}.items()
-    }
-    specs = {name: placed.spec for name, placed in sharding.state_sharding(state).items()}
-    assert specs["rows"] == jax.sharding.PartitionSpec(DATA_AXIS)
-    assert specs["columns"] == jax.sharding.PartitionSpec(None, DATA_AXIS)
-    assert all(specs[name] == jax.sharding.PartitionSpec() for name in ("odd", "small", "scalar"))
+def test_one_device_alone_splits_nothing():
+    sharding = FullySharded(1)
+    assert sharding.num_devices == 1
+    assert sharding.state_sharding({"w": jnp.zeros((512, 512))})["w"].spec == jax.sharding.PartitionSpec()
+
+
+def test_a_function_of_rows_is_left_alone_on_one_device():
+    def function(x):
+        return x
+
+    assert DataParallel(1).over_rows(function) is function
+
+
+def test_the_log_says_how_the_rows_of_an_update_are_spread():
+    text = DataParallel(1).describe_batch(32, 4)
+    assert "effective batch 32 rows = 8 rows a device x 1 devices x 4 accumulation steps" in text

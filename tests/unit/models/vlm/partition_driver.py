@@ -1,4 +1,4 @@
-"""Run with four virtual devices: loss and gradients of a tiny VLM on one device and over several meshes, as JSON."""
+"""Run with eight virtual devices: loss and gradients of a tiny VLM on one device and over a mesh of three axes."""
 
 import importlib.util
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from recogdrive.models.vlm.config import LanguageConfig, VisionConfig, VlmConfig
 from recogdrive.models.vlm.internvl import InternVL
 from recogdrive.models.vlm.lora import Lora
 from recogdrive.training.sharding import DataParallel, FullySharded
@@ -15,17 +16,10 @@ spec = importlib.util.spec_from_file_location("shared_parts", Path(__file__).wit
 parts = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(parts)
 
-MESHES = {
-    "copied": lambda: DataParallel(4),
-    "split": lambda: FullySharded(4),
-    "replicas": lambda: FullySharded(4, replicas=2),
-    "heads": lambda: FullySharded(4, model_devices=2),
-}
-
-
-def batch():
-    make = parts.vlm_batch.__wrapped__()
-    return make(lengths=(12, 7, 9, 12), tiles=(2, 1, 2, 1))
+CONFIG = VlmConfig(
+    vision=VisionConfig(width=16, layers=1, heads=2, mlp_width=24, image_size=28),
+    language=LanguageConfig(width=32, layers=2, heads=4, kv_heads=2, mlp_width=40, vocab_size=64),
+)
 
 
 def gradients(model, params, sharding, rows):
@@ -36,37 +30,38 @@ def gradients(model, params, sharding, rows):
     placed = sharding.put_state(params), sharding.put_batch(rows, 4)
     step = jax.jit(jax.value_and_grad(loss, has_aux=True), out_shardings=sharding.replicated)
     (value, metrics), grads = jax.device_get(step(*placed))
-    return value, metrics["accuracy"], grads
+    held = max(
+        weight.addressable_shards[0].data.size / weight.size for weight in placed[0].values() if weight.size > 900
+    )
+    return [float(value), float(metrics["accuracy"]), float(metrics["supervised_tokens"])], grads, held
 
 
 def main():
-    lively, rows = parts.lively.__wrapped__(), batch()
+    rows = parts.vlm_batch.__wrapped__()(lengths=(12, 7, 9, 12), tiles=(2, 1, 2, 1))
     model = InternVL(
-        parts.CONFIG,
+        CONFIG,
         img_context_id=parts.IMG_CONTEXT,
         compute_dtype="float32",
         attention="plain",
         remat="none",
         drop_path_rate=0.3,
         loss_chunk=4,
-        lora=Lora(rank=2, dropout=0.2, part="both"),
+        lora=Lora(rank=2, dropout=0.2, part="llm"),
     )
-    params = lively(model)
-    loss, accuracy, expected = gradients(model, params, DataParallel(1), rows)
-    answer = {"loss": float(loss), "accuracy": float(accuracy), "meshes": {}}
-    for name, make in MESHES.items():
-        sharding = make()
-        found_loss, found_accuracy, found = gradients(model, params, sharding, rows)
-        scale = max(float(np.abs(value).max()) for value in expected.values())
-        largest = {n: float(np.abs(found[n] - expected[n]).max()) / scale for n in expected}
-        specs = sharding.state_sharding(params)
-        answer["meshes"][name] = {
-            "loss": float(found_loss),
-            "accuracy": float(found_accuracy),
-            "gradient_error": max(largest.values()),
-            "worst": max(largest, key=largest.get),
-            "split": sum(len(s.spec) > 0 for s in specs.values()),
-        }
+    params = parts.lively.__wrapped__()(model)
+    expected, expected_gradients, _ = gradients(model, params, DataParallel(1), rows)
+    sharding = FullySharded(8, replicas=2, model_devices=2)
+    found, found_gradients, held = gradients(model, params, sharding, rows)
+    scale = max(float(np.abs(value).max()) for value in expected_gradients.values())
+    errors = {n: float(np.abs(found_gradients[n] - g).max()) / scale for n, g in expected_gradients.items()}
+    answer = {
+        "expected": expected,
+        "found": found,
+        "gradient_error": max(errors.values()),
+        "worst": max(errors, key=errors.get),
+        "split": sum(len(s.spec) > 0 for s in sharding.state_sharding(params).values()),
+        "largest_of_a_device": held,
+    }
     print(json.dumps(answer))
 
 

@@ -1,0 +1,79 @@
+"""Compiling for chips that are not here: needs libtpu, and no TPU."""
+
+import dataclasses
+import json
+
+import pytest
+
+from recogdrive.ahead_of_time import table
+from recogdrive.ahead_of_time.chips import GIB, chip_of
+from recogdrive.ahead_of_time.estimate import Estimate, estimate, render, save
+from recogdrive.composition import compose
+from recogdrive.experiment import ConfigurationError, find_experiment
+
+FOUND = Estimate(
+    experiment="2b_sft",
+    topology="v6e:2x2",
+    compiler="libtpu 0.0.51",
+    version="0.1.0",
+    chips=4,
+    mesh={"fsdp": 4},
+    rows=4,
+    accumulation_steps=1,
+    hbm_bytes={"weights": 2 * GIB, "optimizer": 4 * GIB, "batch": 0, "temporaries": 3 * GIB},
+    total_bytes=9 * GIB,
+    waiting_bytes=GIB,
+    limit_bytes=31 * GIB,
+    flops=4e14,
+    sent_bytes={"all-gather": 5e9, "reduce-scatter": 3e9},
+    result_bytes={"all-gather": 6e9},
+)
+
+
+def test_chips_that_are_not_known_are_refused_with_those_that_are():
+    with pytest.raises(ConfigurationError, match="chips 'v9' are not known, those of v6e, v5e, v5p are"):
+        chip_of("v9:2x2")
+
+
+def test_figures_are_shown_by_kind_and_say_what_they_are(tmp_path):
+    text = render(FOUND)
+    assert "compiler estimate (libtpu 0.0.51), no chip was used" in text
+    assert "9.00 GiB of 31.00: it fits" in text and "8.000 GB" in text
+    saved = save(FOUND, tmp_path)
+    assert saved.name == "compile_v6e_2x2.json"
+    assert json.loads(saved.read_text())["kind"] == "compiler estimate"
+
+
+def test_batches_that_wait_need_room_too():
+    assert FOUND.fits
+    assert not dataclasses.replace(FOUND, total_bytes=30 * GIB + 1).fits
+
+
+def test_the_table_shows_estimates_and_refusals_between_its_marks(tmp_path):
+    lines = [line for line in table.lines() if line.name in ("2b_sft_v6e_4", "2b_il_v6e_4", "8b_il_v6e_4")]
+    (tmp_path / "2b_sft_v6e_4.json").write_text(FOUND.to_json())
+    (tmp_path / "2b_il_v6e_4.json").write_text(json.dumps({"refused": "it does not divide"}))
+    text = table.render(lines, tmp_path)
+    assert "| 2b_sft (4,096 tokens, 13 tiles) | v6e-4 (v6e:2x2) | 4 | 2.00 | 4.00 | 0.00 | 3.00 | **9.00** |" in text
+    assert "it does not divide" in text and "8b_il" not in text
+    page = tmp_path / "tpu.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    table.write(text, page)
+    assert "old" not in page.read_text() and page.read_text().endswith("after\n")
+
+
+def test_every_machine_of_the_table_has_its_preset():
+    for line in table.lines():
+        assert compose(find_experiment("2b_il"), [f"gin/runtime/tpu_{line.machine}.gin"], []).text
+
+
+@pytest.mark.heavy
+def test_an_experiment_compiles_for_four_chips_without_any():
+    pytest.importorskip("libtpu")
+    bindings = ["BATCH_SIZE=8", "DiffusionPlanner.layers=2"]
+    found = estimate(compose(find_experiment("debug_il"), ["gin/runtime/tpu_v6e_4.gin"], bindings), "v6e:2x2")
+    assert found.chips == 4 and found.mesh == {"fsdp": 4} and found.fits
+    assert found.hbm_bytes["optimizer"] == pytest.approx(2 * found.hbm_bytes["weights"], rel=0.01)
+    assert 0 < found.hbm_bytes["temporaries"] < GIB
+    assert found.flops > 1e6 and sum(found.sent_bytes.values()) > 0
+    assert found.compiler.startswith("libtpu ")
