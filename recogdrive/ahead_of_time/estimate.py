@@ -16,7 +16,7 @@ from typing import Any
 
 from recogdrive.ahead_of_time import worker
 from recogdrive.ahead_of_time.chips import GIB, Chip, chip_of, compiler_version
-from recogdrive.ahead_of_time.hlo import Program, read_program
+from recogdrive.ahead_of_time.hlo import Collective, Program, read_program
 from recogdrive.composition import Composition
 from recogdrive.experiment import ConfigurationError
 from recogdrive.version import __version__
@@ -26,6 +26,7 @@ KERNEL_EFFICIENCY = 0.45
 
 _STEP = "*jit_train_step*"
 _POLL_S = 0.2
+_LARGEST = 12
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Estimate:
       flops: The model's operations of a step on all chips, recomputation left out.
       sent_bytes: Kind of collective -> bytes that a chip sends in a step, in rings.
       result_bytes: Kind of collective -> bytes of its results on a chip in a step.
+      largest: Collectives that send most: kind, shapes, runs in a step, loops around it, bytes sent.
+      windowed_einsums: Loops that the compiler made of a product to gather its weights piece by piece.
       timing: Where it was asked for.
     """
 
@@ -86,6 +89,8 @@ class Estimate:
     flops: float
     sent_bytes: dict[str, float]
     result_bytes: dict[str, float]
+    largest: list[dict[str, Any]]
+    windowed_einsums: int
     timing: Timing | None = None
 
     @property
@@ -148,6 +153,8 @@ def estimate(composition: Composition, topology: str, *, timing: bool = False, l
         flops=shapes["flops"],
         sent_bytes=program.sent_bytes(),
         result_bytes=program.result_bytes(),
+        largest=[_shown(c) for c in sorted(program.collectives, key=lambda c: -c.sent_bytes)[:_LARGEST]],
+        windowed_einsums=program.windowed_einsums,
         timing=_timing(program, chip, shapes["flops"] / shapes["devices"]) if timing else None,
     )
 
@@ -170,6 +177,8 @@ def render(found: Estimate) -> str:
         *(f"  {kind:<18} {size / 1e9:8.3f} GB" for kind, size in found.sent_bytes.items()),
         f"  {'total':<18} {sum(found.sent_bytes.values()) / 1e9:8.3f} GB",
         "",
+        "largest: " + _largest(found.largest),
+        "",
         f"model: {found.flops / found.chips / 1e12:.2f} TFLOP a chip and step",
     ]
     if found.timing is not None:
@@ -183,6 +192,11 @@ def render(found: Estimate) -> str:
             *(f"  {seconds * 1e3:8.2f} ms  {name}" for name, seconds in timing.hottest.items()),
         ]
     return "\n".join(lines)
+
+
+def _largest(collectives: list[dict[str, Any]]) -> str:
+    shown = [f"{c['kind']} {c['shapes'][:40]} x {c['times']} ({c['sent_bytes'] / 1e9:.2f} GB)" for c in collectives[:3]]
+    return ", ".join(shown) or "none"
 
 
 @contextlib.contextmanager
@@ -251,6 +265,16 @@ def _total_bytes(report: Path) -> int:
     return int(found.group(1))
 
 
+def _shown(collective: Collective) -> dict[str, Any]:
+    return {
+        "kind": collective.kind,
+        "shapes": collective.shapes,
+        "times": collective.times,
+        "loops": collective.loops,
+        "sent_bytes": collective.sent_bytes,
+    }
+
+
 def _timing(program: Program, chip: Chip, flops: float) -> Timing:
     compute = program.cycles / chip.clock_hz
     kernels = program.kernel_flops / (KERNEL_EFFICIENCY * chip.flops)
@@ -271,16 +295,3 @@ def save(found: Estimate, workdir: Path) -> Path:
     path = workdir / f"compile_{re.sub(r'[^a-z0-9]+', '_', found.topology)}.json"
     path.write_text(found.to_json() + "\n", encoding="utf-8")
     return path
-
-
-def as_row(found: Estimate) -> dict[str, Any]:
-    """The figures of a line in a table."""
-    return {
-        "experiment": found.experiment,
-        "topology": found.topology,
-        "rows": found.rows,
-        "hbm_gib": found.total_bytes / GIB,
-        "limit_gib": found.limit_bytes / GIB,
-        "fits": found.fits,
-        "sent_gb": sum(found.sent_bytes.values()) / 1e9,
-    }

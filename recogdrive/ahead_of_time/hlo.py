@@ -76,6 +76,7 @@ class Program:
       collectives: All of them.
       kernels: Pallas kernels -> runs in a step.
       kernel_flops: Operations of those that are attention, padding included and masked blocks of causal ones not.
+      windowed_einsums: Loops that stand for one product whose operand arrives in pieces.
       dynamic_loops: Loops whose number of runs depends on data.
     """
 
@@ -85,6 +86,7 @@ class Program:
     collectives: list[Collective] = field(default_factory=list)
     kernels: collections.Counter = field(default_factory=collections.Counter)
     kernel_flops: float = 0
+    windowed_einsums: int = 0
     dynamic_loops: int = 0
 
     def sent_bytes(self) -> dict[str, float]:
@@ -128,6 +130,7 @@ class _Walk:
         for instruction in self.computations.get(computation, []):
             self._count(instruction, times, loops)
             if instruction.opcode == "while":
+                self.program.windowed_einsums += "windowed_dot_general" in instruction.rest
                 trips = self._trips(_called(instruction, "condition"))
                 self.visit(_called(instruction, "body"), times * trips, loops + 1)
             elif instruction.opcode in ("call", "conditional", "async-start"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from recogdrive.ahead_of_time.chips import GIB
-from recogdrive.ahead_of_time.estimate import estimate
+from recogdrive.ahead_of_time.estimate import Estimate, estimate
 from recogdrive.composition import compose
 from recogdrive.experiment import ConfigurationError, find_experiment
 
@@ -75,15 +75,24 @@ def make(line: Line, folder: Path, *, timing: bool) -> None:
     if path.exists() and (not timing or json.loads(path.read_text()).get("timing")):
         return
     try:
-        experiment = find_experiment(line.experiment)
-        experiment.require_runnable()
-        files = [*line.files, f"gin/runtime/tpu_{line.machine}.gin"]
-        found = estimate(compose(experiment, files, list(line.bindings)), TOPOLOGIES[line.machine], timing=timing)
+        found = compiled(line, timing=timing)
     except ConfigurationError as error:
         logging.warning("%s: %s", line.name, error)
         path.write_text(json.dumps({"kind": "compiler estimate", "refused": str(error)}, indent=1) + "\n")
         return
     path.write_text(found.to_json() + "\n")
+
+
+def compiled(line: Line, *, timing: bool = False) -> Estimate:
+    """The estimate of a line, made anew.
+
+    Raises:
+      ConfigurationError: It cannot be compiled.
+    """
+    experiment = find_experiment(line.experiment)
+    experiment.require_runnable()
+    files = [*line.files, f"gin/runtime/tpu_{line.machine}.gin"]
+    return estimate(compose(experiment, files, list(line.bindings)), TOPOLOGIES[line.machine], timing=timing)
 
 
 def render(found: Sequence[Line], folder: Path) -> str:

@@ -27,6 +27,8 @@ FOUND = Estimate(
     flops=4e14,
     sent_bytes={"all-gather": 5e9, "reduce-scatter": 3e9},
     result_bytes={"all-gather": 6e9},
+    largest=[{"kind": "all-gather", "shapes": "bf16[1,8960,1536]", "times": 28, "loops": 1, "sent_bytes": 5e8}],
+    windowed_einsums=0,
 )
 
 
@@ -38,6 +40,7 @@ def test_chips_that_are_not_known_are_refused_with_those_that_are():
 def test_figures_are_shown_by_kind_and_say_what_they_are(tmp_path):
     text = render(FOUND)
     assert "compiler estimate (libtpu 0.0.51), no chip was used" in text
+    assert "largest: all-gather bf16[1,8960,1536] x 28 (0.50 GB)" in text
     assert "9.00 GiB of 31.00: it fits" in text and "8.000 GB" in text
     saved = save(FOUND, tmp_path)
     assert saved.name == "compile_v6e_2x2.json"
@@ -77,3 +80,16 @@ def test_an_experiment_compiles_for_four_chips_without_any():
     assert 0 < found.hbm_bytes["temporaries"] < GIB
     assert found.flops > 1e6 and sum(found.sent_bytes.values()) > 0
     assert found.compiler.startswith("libtpu ")
+
+
+@pytest.mark.heavy
+def test_fine_tuning_of_the_2b_model_fits_four_chips_and_sends_little():
+    pytest.importorskip("libtpu")
+    (line,) = [line for line in table.lines() if line.name == "2b_sft_v6e_4"]
+    found = table.compiled(line)
+    assert found.total_bytes <= 11.5 * GIB and found.fits
+    assert sum(found.sent_bytes.values()) <= 11e9 and sum(found.result_bytes.values()) <= 11e9
+    assert found.windowed_einsums == 0
+    vocabulary = ("151682", "151808", "152064")  # As it is, and filled up for one and for four chips.
+    looped = [c for c in found.largest if c["loops"] and "reduce" in c["kind"]]
+    assert looped and not any(size in c["shapes"] for c in looped for size in vocabulary)
