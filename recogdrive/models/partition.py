@@ -31,7 +31,7 @@ DIMENSIONS: tuple[tuple[str, str], ...] = (
     ("language_model.layers.*.self_attn.o_proj.weight", "layer width heads"),
     ("language_model.layers.*.mlp.gate_proj.weight", "layer hidden width"),
     ("language_model.layers.*.mlp.up_proj.weight", "layer hidden width"),
-    ("language_model.layers.*.mlp.down_proj.weight", "layer width hidden"),
+    ("language_model.layers.*.mlp.down_proj.weight", "layer late hidden"),
     ("language_model.layers.*.lora_a", "layer small width"),
     ("language_model.layers.*.lora_b", "layer width small"),
     ("language_model.layers.*", "layer small"),  # Norms.
@@ -52,8 +52,10 @@ DIMENSIONS: tuple[tuple[str, str], ...] = (
     ("multi_modal_projector.*", "small"),
 )
 """End of a parameter's name -> its dimensions; `*` is any text (that of a stack among it), and the first line that fits
-counts. `heads` and `hidden` are split along `MODEL_AXIS`. Along `WEIGHT_AXIS` the first of the others but `layer` and
-`small` is split. A parameter without a line, as all of the planner's, is split by its longest even dimension."""
+counts. `heads` and `hidden` are split along `MODEL_AXIS`. Along `WEIGHT_AXIS` the first that is not is split, `late` after
+all others, `layer` and `small` never. (The TPU compiler keeps down-projections transposed: of one that is split by its
+first dimension it sums the whole gradient on every chip.) A parameter without a line, as all of the planner's, is split
+by its longest even dimension."""
 
 _SPLIT_BY_MODEL = ("heads", "hidden")
 _WHOLE = ("layer", "small")
@@ -91,7 +93,7 @@ def weight_spec(name: str, shape: tuple[int, ...], axes: Mapping[str, int], min_
     if shards > 1 and (words is not None or math.prod(shape) >= min_size):
         free = [i for i, n in enumerate(shape) if n % shards == 0 and spec[i] is None]
         if words is not None:
-            free = [i for i in free if words[i] not in _WHOLE]
+            free = sorted((i for i in free if words[i] not in _WHOLE), key=lambda i: (words[i] == "late", i))
         roomy = [] if words is None else [i for i in free if shape[i] // shards >= _SUBLANES]
         if free:
             spec[roomy[0] if roomy else max(free, key=lambda i: shape[i])] = WEIGHT_AXIS

@@ -60,6 +60,8 @@ def test_heads_and_hidden_units_lie_on_the_model_axis_and_the_width_on_that_of_w
     both = ("fsdp", "model")
     assert weight_spec(f"{LAYER}self_attn.q_proj.weight", (28, 1536, 1536), axes) == PartitionSpec(None, *both[::-1])
     assert weight_spec(f"{LAYER}mlp.down_proj.weight", (28, 1536, 8960), axes) == PartitionSpec(None, *both)
+    alone = {partition.WEIGHT_AXIS: 4}
+    assert weight_spec(f"{LAYER}mlp.down_proj.weight", (28, 1536, 8960), alone) == PartitionSpec(None, None, "fsdp")
     assert weight_spec(f"{LAYER}self_attn.k_proj.bias", (28, 256), axes) == PartitionSpec(None, "model")
     assert weight_spec(f"{LAYER}input_layernorm.weight", (28, 1536), axes) == PartitionSpec()
 
