@@ -51,11 +51,13 @@ DIMENSIONS: tuple[tuple[str, str], ...] = (
     ("multi_modal_projector.linear_?.weight", "width width"),
     ("multi_modal_projector.*", "small"),
 )
-"""End of a parameter's name -> its dimensions; `*` is any text (that of a stack among it), and the first line that fits
-counts. `heads` and `hidden` are split along `MODEL_AXIS`. Along `WEIGHT_AXIS` the first that is not is split, `late` after
-all others, `layer` and `small` never. (The TPU compiler keeps down-projections transposed: of one that is split by its
-first dimension it sums the whole gradient on every chip.) A parameter without a line, as all of the planner's, is split
-by its longest even dimension."""
+"""End of a parameter's name -> its dimensions; `*` is any text (that of a stack among it), the first line that fits counts.
+
+`heads` and `hidden` are split along `MODEL_AXIS`. Along `WEIGHT_AXIS` the first dimension that is not yet split is, `late`
+after all others, `layer` and `small` never. (The TPU compiler keeps down-projections transposed: of one that is split by
+its first dimension it sums the whole gradient on every chip.) A parameter without a line, as all of the planner's, is
+split by its longest even dimension.
+"""
 
 _SPLIT_BY_MODEL = ("heads", "hidden")
 _WHOLE = ("layer", "small")

@@ -102,7 +102,7 @@ def test_loss_and_gradients_of_the_vlm_are_those_of_one_device_over_replicas_sha
     )
     assert run.returncode == 0, run.stderr[-2000:]
     answer = json.loads(run.stdout.splitlines()[-1])
-    assert answer["split"] > 20 and answer["largest_of_a_device"] < 0.3
+    assert answer["split"] > 20 and answer["largest_of_a_device"] <= 0.5
     assert answer["found"] == pytest.approx(answer["expected"], rel=1e-5)
     assert answer["gradient_error"] < 2e-4  # Of the largest gradient; sums of float32 in another order.
     assert jax.process_count() == 1
