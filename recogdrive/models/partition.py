@@ -10,7 +10,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 DATA_AXIS = "data"
@@ -36,7 +38,7 @@ DIMENSIONS: tuple[tuple[str, str], ...] = (
     ("language_model.layers.*.lora_b", "layer width small"),
     ("language_model.layers.*", "layer small"),  # Norms.
     ("language_model.norm.weight", "small"),
-    ("language_model.embed_tokens.weight", "width width"),
+    ("language_model.embed_tokens.weight", "small width"),
     ("lm_head.weight", "width width"),
     # The vision tower and the projector: too small for tensor parallelism.
     ("vision_tower.encoder.layer.*.attention.[qkv]_proj.weight", "layer width width"),
@@ -51,10 +53,11 @@ DIMENSIONS: tuple[tuple[str, str], ...] = (
     ("multi_modal_projector.linear_?.weight", "width width"),
     ("multi_modal_projector.*", "small"),
 )
-"""End of a parameter's name -> its dimensions; `*` is any text (that of a stack among it), the first line that fits counts.
+"""End of a name -> the parameter's dimensions; `*` is any text, that of a stack among it, and the first line that fits
+counts.
 
-`heads` and `hidden` are split along `MODEL_AXIS`. Along `WEIGHT_AXIS` the first dimension that is not yet split is, `late`
-after all others, `layer` and `small` never. (The TPU compiler keeps down-projections transposed: of one that is split by
+`heads` and `hidden` are split along `MODEL_AXIS`. Along `WEIGHT_AXIS` the first dimension is that is not yet split,
+`late` after all others, `layer` and `small` never. (The TPU compiler keeps down-projections transposed: of one split by
 its first dimension it sums the whole gradient on every chip.) A parameter without a line, as all of the planner's, is
 split by its longest even dimension.
 """
@@ -168,6 +171,30 @@ def sum_over_rows(gradient: Array, *, parted: bool) -> Array:
     """
     axes = tuple(axis for axis in by_hand() if not (parted and axis == WEIGHT_AXIS))
     return jax.lax.psum(gradient, axes) if axes else gradient
+
+
+def look_up(table: Array, ids: Array, spec: PartitionSpec, dtype: DTypeLike) -> Array:
+    """Rows of an embedding table whose width is split along `WEIGHT_AXIS`, without the whole table.
+
+    Each device looks up its part of the width for the rows of all devices that have others; they exchange parts.
+
+    Args:
+      table: (V, D).
+      ids: (B, T) of rows of the table; those beyond it are the nearest there are.
+      spec: Of the table.
+      dtype: Of the result; the table's gradient is summed in its own.
+    """
+
+    def take(table: Array, ids: Array) -> Array:
+        return jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
+
+    def exchange(table: Array, ids: Array) -> Array:
+        parts = take(table, jax.lax.all_gather(ids, WEIGHT_AXIS, axis=0, tiled=True))
+        return jax.lax.all_to_all(parts, WEIGHT_AXIS, split_axis=0, concat_axis=2, tiled=True)
+
+    if tuple(spec) != (None, WEIGHT_AXIS) or WEIGHT_AXIS not in row_axes(ids.shape[0]):
+        return take(table, ids)
+    return own_rows(exchange, ids.shape[0], (spec, None))(table, ids)
 
 
 def by_hand_only(spec: PartitionSpec) -> PartitionSpec:

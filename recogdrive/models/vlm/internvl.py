@@ -198,7 +198,9 @@ class InternVL:
 
     def embed_tokens(self, params: Params, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Embeddings of tokens in compute dtype; the table's gradient is summed in its own dtype."""
-        return jnp.take(params[layers.TOKEN_EMBEDDING], input_ids, axis=0, mode="clip").astype(self.compute_dtype)
+        table = params[layers.TOKEN_EMBEDDING]
+        spec = partition.weight_spec(layers.TOKEN_EMBEDDING, table.shape, partition.mesh_axes())
+        return partition.look_up(table, input_ids, spec, self.compute_dtype)
 
     def rotary(self, position_ids: Int[Array, "B T"]) -> tuple[Array, Array]:
         """Cosine and sine (B, T, head) of the rotary code, computed in float32, given in compute dtype."""
