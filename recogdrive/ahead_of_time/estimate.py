@@ -268,7 +268,7 @@ def _total_bytes(report: Path) -> int:
 def _shown(collective: Collective) -> dict[str, Any]:
     return {
         "kind": collective.kind,
-        "shapes": collective.shapes,
+        "shapes": collective.shapes[:120],
         "times": collective.times,
         "loops": collective.loops,
         "sent_bytes": collective.sent_bytes,

@@ -99,6 +99,14 @@ class DataParallel:
         """(accumulation step, row, ...): rows split over the devices."""
         return NamedSharding(self.mesh, PartitionSpec(None, self._row_axes))
 
+    @property
+    def compiler_options(self) -> dict[str, Any]:
+        """What the compiler of these devices is to do otherwise than by itself."""
+        if self.mesh.devices.flat[0].platform != "tpu":
+            return {}
+        # Else products of gathered weights become loops that pass pieces around: more is sent, in thousands of parts.
+        return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
+
     def as_context(self) -> contextlib.AbstractContextManager:
         """Within it, a traced program knows the mesh: kernels and constraints of models look for it there."""
         if self.mesh.size == 1:

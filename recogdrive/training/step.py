@@ -120,4 +120,9 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, ema, state.key, state.kept), metrics
 
     # Stated placements keep the state of one step a valid input of the next without compiling again.
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(placement, sharding.replicated))
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(placement, sharding.replicated),
+        compiler_options=sharding.compiler_options or None,
+    )
