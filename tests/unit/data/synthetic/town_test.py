@@ -308,6 +308,8 @@ def test_an_unknown_layout_is_answered_with_the_nearest():
         ({"num_scenes": 1, "layouts": ()}, "layouts="),
         ({"num_scenes": 1, "layouts": "curve"}, "layouts='curve'"),
         ({"num_scenes": 1, "map_radius_m": 0.0}, "map_radius_m=0.0"),
+        ({"num_scenes": 4, "frames_per_drive": 3}, "frames_per_drive=3 must be 1 or 2"),
+        ({"num_scenes": 5, "frames_per_drive": 2}, "num_scenes=5 must be even with frames_per_drive=2, e.g. 6"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -390,15 +392,3 @@ def test_context_tokens_and_pictures_can_be_made_of_both_frames(pairs):
         tokens = [context(scene).tokens for scene in (earlier, later)]
         assert tokens[0].shape == tokens[1].shape and not np.array_equal(*tokens)
         assert camera.picture(earlier).open().size == (64, 36)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_scenes": 4, "frames_per_drive": 3}, "frames_per_drive=3 must be 1 or 2"),
-        ({"num_scenes": 5, "frames_per_drive": 2}, "num_scenes=5 must be even with frames_per_drive=2, e.g. 6"),
-    ],
-)
-def test_pairs_that_do_not_work_out_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SyntheticTown(**arguments)
