@@ -92,9 +92,16 @@ class OpenLoop:
         if self._pdm_scenes is not None:
             self._pdm_scenes.require()
 
-    def agent(self, planner: TrainablePlanner, params: Params | None, context: ContextSource) -> PlannerAgent:
-        """The planner with these weights, as an agent; None where they come later."""
-        return PlannerAgent(planner, params, context, batch_size=self._batch_size, seed=self._seed)
+    @property
+    def pdm_scenes(self) -> PdmSceneSource | None:
+        """What makes or finds the scenes to score in; None where there are no PDM scores."""
+        return self._pdm_scenes
+
+    def agent(
+        self, planner: TrainablePlanner, params: Params | None, context: ContextSource, name: str | None = None
+    ) -> PlannerAgent:
+        """The planner with these weights, as an agent; None where they come later. Named after the planner if not."""
+        return PlannerAgent(planner, params, context, batch_size=self._batch_size, seed=self._seed, name=name)
 
     def periodic(
         self, agent: PlannerAgent, context: ContextSource, splits: Mapping[str, SceneSource]
