@@ -344,7 +344,8 @@ def test_the_start_is_evaluated_once_and_never_the_best(linear, stream, tmp_path
         return {"ade": step}
 
     settings = {"eval_every": 3, "eval_at_start": True, "save_every": 3, "best_metric": "ade"}
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval/ade": 7}\n')  # Of a run killed before its first checkpoint.
+    # Left by a run that was killed before its first checkpoint.
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval/ade": 7}\n')
     trainer(3, **settings).fit(linear(), stream(), tmp_path, evaluate)
     trainer(6, **settings).fit(linear(), stream(), tmp_path, evaluate)
     assert seen == [0, 3, 6]
