@@ -101,12 +101,12 @@ class DiffGrpo:
                 f"advantages are clipped to quantiles of the whole batch, which accumulation_steps="
                 f"{trainer.accumulation_steps} never has at once; set one of the two back."
             )
-        self._planner = planner
+        self.planner = planner
         self._splits = splits
-        self._context = context
+        self.context = context
         self._reward = reward
         self._trainer = trainer
-        self._evaluation = evaluation
+        self.evaluation = evaluation
         self._watch = watch
         self._batch_size = batch_size
         self._seed = seed
@@ -119,8 +119,8 @@ class DiffGrpo:
 
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Trains from the parent's weights, a run folder's or an official `.ckpt`'s; evaluates both planners."""
-        self._evaluation.require()
-        if self._evaluation.pdm_scenes is None:
+        self.evaluation.require()
+        if self.evaluation.pdm_scenes is None:
             raise ConfigurationError(
                 "Reinforcement learning needs scenes to score in: add --gin_file=gin/option/pdm_cache.gin with "
                 "PDM_CACHE set to what an experiment such as mini_cache_metrics wrote."
@@ -128,7 +128,7 @@ class DiffGrpo:
         start = self._start(folder.path, parent)
         train, validated = self._splits.open_train(), self._splits.open_validate()
         evaluated = self._splits.open_evaluate()
-        folder.update(data=self._splits.describe(), seed=self._seed, context=describe_context(self._context))
+        folder.update(data=self._splits.describe(), seed=self._seed, context=describe_context(self.context))
         logging.info("Reinforcement learning on %d scenes of %s", len(train), train.name)
 
         samples = self._samples(folder, train, start)
@@ -141,12 +141,12 @@ class DiffGrpo:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        agent = self._evaluation.agent(self._planner, None, self._context)
+        agent = self.evaluation.agent(self.planner, None, self.context)
         state = self._trainer.fit(
             self._objective,
             stream,
             folder.path,
-            evaluate=self._evaluation.periodic(agent, self._context, validated),
+            evaluate=self.evaluation.periodic(agent, self.context, validated),
             init_params=start,
             kept={REFERENCE_PREFIX + name: weight for name, weight in start.items()},
             identity={"group_size": self._settings.group_size},
@@ -156,28 +156,28 @@ class DiffGrpo:
 
         reference = {name.removeprefix(REFERENCE_PREFIX): weight for name, weight in state.kept.items()}
         best = load_params(folder.path, template=start)
-        export_weights(self._planner, best, folder.path / EXPORT_FOLDER, reference=reference)
+        export_weights(self.planner, best, folder.path / EXPORT_FOLDER, reference=reference)
         agent.params = best
-        before = self._evaluation.agent(self._planner, reference, self._context, name=BEFORE)
-        return headline(self._evaluation.final(folder.path, [agent, before], evaluated))
+        before = self.evaluation.agent(self.planner, reference, self.context, name=BEFORE)
+        return headline(self.evaluation.final(folder.path, [agent, before], evaluated))
 
     def _start(self, path: Path, parent: Path | None) -> Mapping[str, jax.Array | jax.ShapeDtypeStruct]:
         """The weights to start from; only their shapes where the run goes on from a checkpoint, which holds them."""
         if has_checkpoint(path):
-            return jax.eval_shape(self._planner.init, jax.random.key(0))
+            return jax.eval_shape(self.planner.init, jax.random.key(0))
         if parent is None:
             raise ConfigurationError(
                 "Reinforcement learning starts from a planner: set PARENT to the folder of an imitation run or to an "
                 "official .ckpt file."
             )
-        require_same_context(self._context, parent, allowed=self._allow_other_context, binding="DiffGrpo")
-        return load_planner_weights(self._planner, parent)
+        require_same_context(self.context, parent, allowed=self._allow_other_context, binding="DiffGrpo")
+        return load_planner_weights(self.planner, parent)
 
     def _samples(self, folder: RunFolder, train: SceneSource, start: Params) -> TrainingSamples:
         """What the planner sees of every scene, and what its trajectories are scored in."""
-        records = Records(train, self._evaluation.pdm_scenes)
+        records = Records(train, self.evaluation.pdm_scenes)
         self._reward.attach(records)
-        samples = planner_samples(train, self._context, keep=self._keep_samples)
+        samples = planner_samples(train, self.context, keep=self._keep_samples)
         surveyed = self._surveyed(folder.path, records)
         failed = surveyed.failures
         folder.update(scored_scenes=surveyed.num_records - len(failed), scenes_without_reward=dict(failed))
@@ -189,7 +189,7 @@ class DiffGrpo:
         rewarded = RewardedSamples(samples, records, self._reward.layouts, surveyed.sizes)
         if not self._reward.uses_previous_plans:
             return rewarded
-        before = self._evaluation.agent(self._planner, start, self._context)
+        before = self.evaluation.agent(self.planner, start, self.context)
         return WithPreviousPlans(rewarded, previous_plans(folder.path, records, samples, before, self._batch_size))
 
     def _surveyed(self, path: Path, records: Records) -> Survey:
@@ -207,21 +207,21 @@ class DiffGrpo:
 
     def describe(self) -> Description:
         """Splits, weights, and the memory of one training step, as the compiler for this device reports it."""
-        shapes = jax.eval_shape(self._planner.init, jax.random.key(0))
+        shapes = jax.eval_shape(self.planner.init, jax.random.key(0))
         kept = {REFERENCE_PREFIX + name: shape for name, shape in shapes.items()}
         layouts: Sequence[Any] = self._reward.layouts
         notes = [f"reward: {type(self._reward).__name__} of {', '.join(self._reward.part_names)}"]
         notes += [f"scenes to score in are taken to fit {layout.default_sizes}" for layout in layouts]
         return Description(
             data=self._splits.describe(),
-            parameters=describe_parameters(self._planner),
+            parameters=describe_parameters(self.planner),
             memory_bytes=training_memory(self._trainer, self._objective, self._batch_shapes(), kept=kept),
             notes=notes,
         )
 
     def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Of a global batch, with scenes to score in of default size."""
-        shapes = dict(context_shapes(self._context))
+        shapes = dict(context_shapes(self.context))
         shapes |= {
             "history_trajectory": ((HISTORY_FRAMES, 3), jnp.float32),
             "status_feature": ((8,), jnp.float32),

@@ -167,7 +167,7 @@ def test_it_refuses_to_start_from_nothing(tmp_path):
 
 def test_it_refuses_to_run_without_scenes_to_score_in(tmp_path, start):
     found = stage()
-    found._evaluation = OpenLoopWithoutScores(None)
+    found.evaluation = OpenLoopWithoutScores(None)
     with pytest.raises(ConfigurationError, match=r"pdm_cache\.gin"):
         found.run(open_folder(tmp_path), start[0])
 
