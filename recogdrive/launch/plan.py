@@ -162,7 +162,9 @@ def gin_value(value: Any, where: str) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(gin_value(item, where) for item in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{gin_value(key, where)}: {gin_value(item, where)}" for key, item in value.items()) + "}"
+        return (
+            "{" + ", ".join(f"{gin_value(key, where)}: {gin_value(item, where)}" for key, item in value.items()) + "}"
+        )
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)  # In double quotes, which a shell's single quotes can hold.
     if isinstance(value, (bool, int, float)):

@@ -9,6 +9,7 @@ from recogdrive.launch.plan import Run
 ATTEMPT_MARK = "======== "
 """Begins the line of a log with which an attempt starts."""
 _TAIL_BYTES = 16_384
+_SHOWN = ("loss", "eval/loss", "eval/pdms")
 
 
 def is_done(run: Run) -> bool:
@@ -74,8 +75,8 @@ def progress(workdir: Path, log: Path) -> str:
         for line in reversed(_last_lines(workdir / "metrics.jsonl")):
             try:
                 record = json.loads(line)
-                loss = f" loss {record['loss']:.4g}" if "loss" in record else ""
-                return f"step {record['step']}{loss}"
+                shown = [name for name in _SHOWN if name in record]
+                return f"step {record['step']}" + "".join(f"  {name} {record[name]:.4g}" for name in shown)
             except (ValueError, KeyError, TypeError):
                 continue
     return last_words(log)
