@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m recogdrive.launch",
         description="Runs the experiments of a launch file in parallel over device slots; docs/launching.md.",
     )
+    add_common_flags(parser)
+    return parser
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that launches and sweeps share."""
     parser.add_argument("file", type=Path, metavar="FILE.toml")
     parser.add_argument(
         "--slots",
@@ -58,7 +64,6 @@ def _parser() -> argparse.ArgumentParser:
         "GPUs for one run), gpu:all, tpu, tpu:0; commas between, or repeat the flag",
     )
     parser.add_argument("--print_only", action="store_true", help="print slots and commands; run nothing")
-    return parser
 
 
 def planned_text(rows: Sequence[Progress], fleet: Fleet) -> str:

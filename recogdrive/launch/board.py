@@ -12,6 +12,7 @@ _COLOURS = {
     State.RUNNING: "36",
     State.FINISHED: "32",
     State.DONE_BEFORE: "32",
+    State.PRUNED: "32",
     State.FAILED: "31",
     State.STOPPED: "33",
     State.SKIPPED: "33",
@@ -118,7 +119,7 @@ def _most_telling(rows: Sequence[Progress], room: int) -> list[Progress]:
     """Rows that fit on the screen, in their order: those that ended well go first, then those that wait."""
     if len(rows) <= room:
         return list(rows)
-    dull = (State.DONE_BEFORE, State.FINISHED, State.WAITING, State.SKIPPED)
+    dull = (State.DONE_BEFORE, State.FINISHED, State.PRUNED, State.WAITING, State.SKIPPED)
     ranked = sorted(rows, key=lambda row: dull.index(row.state) if row.state in dull else len(dull), reverse=True)
     kept = set(map(id, ranked[: max(room, 1)]))
     return [row for row in rows if id(row) in kept]

@@ -32,6 +32,7 @@ class State(enum.Enum):
     RUNNING = "running"
     DONE_BEFORE = "done before"
     FINISHED = "finished"
+    PRUNED = "pruned"
     FAILED = "FAILED"
     STOPPED = "stopped"
     SKIPPED = "skipped"

@@ -106,7 +106,7 @@ def read_plan(path: Path) -> Plan:
     """
     content = read_toml(path)
     check_keys(content, _FILE_KEYS, str(path))
-    root = Path(_text(content, "workdir", f"runs/{path.stem}", str(path)))
+    root = Path(read_text(content, "workdir", f"runs/{path.stem}", str(path)))
     tables = content.get("experiments")
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ConfigurationError(f"{path} lists no experiments; each is a table that begins with [[experiments]].")
@@ -116,26 +116,26 @@ def read_plan(path: Path) -> Plan:
     _check_order(runs, path)
     for run in runs:
         run.configuration()
-    slots = tuple(_texts(content, "slots", str(path)))
-    return Plan(root, runs, slots, tuple(_texts(content, "command", str(path))))
+    slots = tuple(read_texts(content, "slots", str(path)))
+    return Plan(root, runs, slots, tuple(read_texts(content, "command", str(path))))
 
 
 def _read_run(table: Mapping[str, Any], shared: Mapping[str, Any], root: Path, where: str) -> Run:
     check_keys(table, _RUN_KEYS, where)
-    experiment = _text(table, "experiment", None, where)
-    name = _text(table, "name", experiment, where)
+    experiment = read_text(table, "experiment", None, where)
+    name = read_text(table, "name", experiment, where)
     if name is None or not _NAME.fullmatch(name):
         raise ConfigurationError(f"{where}: name={name!r} must be letters, digits, '_', '.' and '-'.")
-    on = _text(table, "on", None, where)
+    on = read_text(table, "on", None, where)
     if on is not None and on not in KINDS:
         raise ConfigurationError(f"{where}: on={on!r} must be a kind of slot: {', '.join(KINDS)}.")
     return Run(
         name=name,
         experiment=experiment,
-        workdir=Path(_text(table, "workdir", str(root / name), where)),
-        gin_files=(*_texts(shared, "gin_files", where), *_texts(table, "gin_files", where)),
+        workdir=Path(read_text(table, "workdir", str(root / name), where)),
+        gin_files=(*read_texts(shared, "gin_files", where), *read_texts(table, "gin_files", where)),
         bindings=(*read_bindings(shared, where), *read_bindings(table, where)),
-        after=tuple(_texts(table, "after", where)),
+        after=tuple(read_texts(table, "after", where)),
         on=on,
         env={**read_env(shared, where), **read_env(table, where)},
     )
@@ -150,7 +150,7 @@ def read_bindings(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
     bindings = table.get("bindings", {})
     if isinstance(bindings, dict):
         return tuple(f"{_checked(name, where)}={gin_value(value, where)}" for name, value in bindings.items())
-    return tuple(_texts(table, "bindings", where))
+    return tuple(read_texts(table, "bindings", where))
 
 
 def gin_value(value: Any, where: str) -> str:
@@ -201,14 +201,24 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
-def _text(table: Mapping[str, Any], key: str, default: str | None, where: str) -> str | None:
+def read_text(table: Mapping[str, Any], key: str, default: str | None, where: str) -> str | None:
+    """The text under a key.
+
+    Raises:
+      ConfigurationError: It is something else.
+    """
     value = table.get(key, default)
     if value is not None and not isinstance(value, str):
         raise ConfigurationError(f"{where}: {key}={value!r} must be a text.")
     return value
 
 
-def _texts(table: Mapping[str, Any], key: str, where: str) -> list[str]:
+def read_texts(table: Mapping[str, Any], key: str, where: str) -> list[str]:
+    """The list of texts under a key; empty where there is none.
+
+    Raises:
+      ConfigurationError: It is something else.
+    """
     value = table.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ConfigurationError(f"{where}: {key}={value!r} must be a list of texts.")

@@ -19,7 +19,7 @@ def is_done(run: Run) -> bool:
     if not attempts or attempts[-1].get("status") != "finished":
         return False
     config = run.workdir / "config.gin"
-    return config.is_file() and _statements(config.read_text()) == _statements(run.configuration())
+    return config.is_file() and without_comments(config.read_text()) == without_comments(run.configuration())
 
 
 def was_started(run: Run) -> bool:
@@ -37,8 +37,8 @@ def is_older_than(run: Run, before: Run) -> bool:
     return began < ended  # Both in UTC and ISO format, which sorts as time does.
 
 
-def _statements(text: str) -> list[str]:
-    """Lines that count; comments name paths of files, which another checkout has elsewhere."""
+def without_comments(text: str) -> list[str]:
+    """Lines of a configuration that count: comments name paths of files, which another checkout has elsewhere."""
     return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 

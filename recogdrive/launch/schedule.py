@@ -15,7 +15,7 @@ from recogdrive.launch.run_record import is_done, is_older_than
 from recogdrive.run_folder import write_text
 
 SUMMARY_FILE = "launch.json"
-_GOOD = (State.FINISHED, State.DONE_BEFORE)
+_GOOD = (State.FINISHED, State.DONE_BEFORE, State.PRUNED)
 _DRAW_EVERY_S = 1.0
 
 

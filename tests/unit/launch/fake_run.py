@@ -1,7 +1,8 @@
 """Stands for `recogdrive.main` in tests of the launcher: keeps the same files, trains nothing.
 
 What it does is the last `BEHAVIOUR=...` among its bindings: finish, fail, wait (until SIGTERM, then
-saves), deaf (to SIGTERM), meet (ends once two runs are there), score (a curve and a summary, best at LEARNING_RATE=0.003).
+saves), deaf (to SIGTERM), meet (ends once two runs are there), score (a curve and a summary, best at
+LEARNING_RATE=0.003).
 """
 
 import json
