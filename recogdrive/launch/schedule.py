@@ -130,10 +130,10 @@ def work_through(work: Work, fleet: Fleet, board: Board, poll_s: float = 0.2) ->
     with StopRequests() as stop:
         while True:
             for row in fleet.poll():
+                changed = [row, *work.ended(row)]
                 if row.state is State.STOPPED and stop.count == 0:
-                    row.note += " (not by this launcher)"
-                board.event(row)
-                for other in work.ended(row):
+                    row.note += "; somebody else stopped it"
+                for other in changed:
                     board.event(other)
             if stop.count > answered:
                 answered = stop.count

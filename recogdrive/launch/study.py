@@ -223,8 +223,8 @@ class SweepWork:
         return self._study.get_trials(deepcopy=False)[number]
 
     def _described(self, trial: FrozenTrial) -> str:
-        values = " ".join(statements(trial.params))
-        return values if trial.value is None or not values else f"{trial.value:.6g}  {values}"
+        knobs = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items()]
+        return "  ".join([*([] if trial.value is None else [f"{trial.value:.5g}"]), *knobs])
 
 
 def write_results(sweep: Sweep, study: optuna.Study) -> list[str]:
