@@ -8,10 +8,11 @@ from pathlib import Path
 
 from recogdrive.experiment import ConfigurationError
 from recogdrive.launch.board import Board
-from recogdrive.launch.fleet import Fleet, Progress, State, shell_line
+from recogdrive.launch.fleet import Fleet, Progress, State
 from recogdrive.launch.plan import read_plan
 from recogdrive.launch.run_record import progress, was_started
 from recogdrive.launch.schedule import SUMMARY_FILE, PlannedWork, work_through, write_summary
+from recogdrive.launch.shell import shell_line
 from recogdrive.launch.slots import parse_slots
 
 BAD_REQUEST_EXIT_CODE = 2

@@ -4,12 +4,11 @@ import datetime
 import enum
 import fcntl
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -18,6 +17,7 @@ from typing import IO, Self
 from recogdrive.experiment import ConfigurationError
 from recogdrive.launch.plan import Run
 from recogdrive.launch.run_record import ATTEMPT_MARK, last_words, was_started
+from recogdrive.launch.shell import shell_line
 from recogdrive.launch.slots import Slot, nvidia_libraries
 
 PREEMPTED_EXIT_CODE = 75
@@ -232,11 +232,6 @@ class StopRequests:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self.count += 1
-
-
-def shell_line(variables: Mapping[str, str], command: Sequence[str]) -> str:
-    """A command as a shell takes it."""
-    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(command)])
 
 
 def _now() -> str:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from recogdrive.experiment import ConfigurationError
 from recogdrive.launch.__main__ import BAD_REQUEST_EXIT_CODE, add_common_flags
 from recogdrive.launch.board import Board
-from recogdrive.launch.fleet import PREEMPTED_EXIT_CODE, Fleet, State, shell_line
+from recogdrive.launch.fleet import PREEMPTED_EXIT_CODE, Fleet, State
 from recogdrive.launch.run_record import progress
 from recogdrive.launch.schedule import SUMMARY_FILE, work_through, write_summary
+from recogdrive.launch.shell import shell_line
 from recogdrive.launch.slots import parse_slots
 from recogdrive.launch.sweep_file import Sweep, read_sweep
 
