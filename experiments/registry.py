@@ -3,7 +3,6 @@
 from recogdrive.experiment import Experiment, Reference
 
 _UPSTREAM = "upstream README, navtest table"
-_RL = "the DiffGRPO stage, whose reward is the PDM score"
 
 
 def _family(size: str, vlm_pdms: float, il_pdms: float, rl_pdms: float) -> list[Experiment]:
@@ -54,7 +53,6 @@ def _family(size: str, vlm_pdms: float, il_pdms: float, rl_pdms: float) -> list[
             description="DiffGRPO on navtrain from the imitation planner.",
             starts_from=f"{size}_il",
             reference=reference(rl_pdms),
-            missing=_RL,
         ),
         Experiment(
             name=f"{size}_eval",
@@ -186,7 +184,6 @@ EXPERIMENTS = [
         name="debug_rl",
         description="DiffGRPO in the synthetic town from the imitation planner.",
         starts_from="debug_il",
-        missing=_RL,
     ),
     *_family("2b", vlm_pdms=84.1, il_pdms=86.5, rl_pdms=90.8),
     *_family("8b", vlm_pdms=86.4, il_pdms=86.5, rl_pdms=90.4),

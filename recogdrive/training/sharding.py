@@ -1,7 +1,7 @@
 """Where the arrays of a training step live: the device mesh, placement of state and batches, prefetch."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
@@ -115,6 +115,18 @@ class DataParallel:
                 f"batch_size={batch_size} does not divide over {over}; use a multiple of {unit} "
                 f"(e.g. {_nearest_multiples(batch_size, unit)})."
             )
+
+    def over_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, each device computing its own rows: for what the compiler could not split over them by itself.
+
+        Args:
+          function: Takes and returns trees of arrays with the rows of a batch in front; rows do not depend on each
+            other.
+        """
+        if self.num_devices == 1:
+            return function
+        rows = PartitionSpec(DATA_AXIS)
+        return jax.shard_map(function, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
     def put_state(self, state: Tree) -> Tree:
         """Copies a state to its place; the caller's arrays stay valid when the copy is donated."""
