@@ -8,6 +8,8 @@ from recogdrive.launch.plan import Run
 
 ATTEMPT_MARK = "======== "
 """Begins the line of a log with which an attempt starts."""
+_AFTER_THE_REASON = ("(traceback in ", "The step is saved; ")
+"""How lines begin that `recogdrive.stages.base` writes below the reason of an end."""
 _TAIL_BYTES = 16_384
 _SHOWN = ("loss", "eval/loss", "eval/pdms")
 
@@ -90,7 +92,7 @@ def last_words(log: Path) -> str:
     errors = [line for line in lines if line.startswith("error: ")]
     if errors:
         return errors[-1]
-    return next((line for line in reversed(lines) if not line.startswith("(traceback in ")), "")
+    return next((line for line in reversed(lines) if not line.startswith(_AFTER_THE_REASON)), "")
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -44,4 +44,6 @@ def test_last_words_are_the_error_of_the_last_attempt(tmp_path):
     assert last_words(log) == "error: the disk is full"
     log.write_text(f"error: old\n{ATTEMPT_MARK}2026 python\nKeyError: 'x'\n(traceback in y)\n")
     assert last_words(log) == "KeyError: 'x'"
+    log.write_text("reverse_share 0.6 is above 0.5\nThe step is saved; to go on all the same, change the threshold.\n")
+    assert last_words(log) == "reverse_share 0.6 is above 0.5"
     assert last_words(tmp_path / "none.log") == ""
