@@ -4,7 +4,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from recogdrive.suggestions import did_you_mean
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MACRO_OR_BINDING = re.compile(r"[A-Za-z_][\w./]*")
+_MACRO = re.compile(r"[A-Z][A-Z0-9_]*")
+_MACRO_LINE = re.compile(r"^([A-Z][A-Z0-9_]*) *=", re.MULTILINE)
 _FOLDER_OF = re.compile(r"\{run:([^{}]*)\}")
 _SHARED_KEYS = ("gin_files", "bindings", "env")
 _FILE_KEYS = ("workdir", "slots", "command", "experiments", *_SHARED_KEYS)
@@ -64,6 +66,22 @@ class Run:
         if experiment is not None:
             experiment.require_runnable()
         return composed_text(experiment, self.gin_files, self.bindings)
+
+    def check_macros(self) -> list[str]:
+        """Refuses a binding of a macro that no file defines, as the run would, but before any run starts.
+
+        Returns:
+          The macros there are.
+
+        Raises:
+          ConfigurationError: Names the binding and the nearest macros.
+        """
+        macros = _MACRO_LINE.findall(replace(self, bindings=()).configuration())
+        for statement in self.bindings:
+            name = statement.split("=")[0].strip()
+            if _MACRO.fullmatch(name) and name not in macros:
+                raise ConfigurationError(f"{self.name}: no file of it defines {name!r}.{did_you_mean(name, macros)}")
+        return macros
 
 
 @dataclass(frozen=True)
@@ -115,7 +133,7 @@ def read_plan(path: Path) -> Plan:
     _check_names(runs, path)
     _check_order(runs, path)
     for run in runs:
-        run.configuration()
+        run.check_macros()
     slots = tuple(read_texts(content, "slots", str(path)))
     return Plan(root, runs, slots, tuple(read_texts(content, "command", str(path))))
 
@@ -149,7 +167,12 @@ def read_bindings(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """
     bindings = table.get("bindings", {})
     if isinstance(bindings, dict):
-        return tuple(f"{_checked(name, where)}={gin_value(value, where)}" for name, value in bindings.items())
+        values: dict[str, Any] = {}
+        for name, value in bindings.items():
+            # TOML takes Trainer.seed = 1 for a table in a table.
+            inner = isinstance(value, dict) and not _MACRO.fullmatch(name)
+            values |= {f"{name}.{parameter}": v for parameter, v in value.items()} if inner else {name: value}
+        return tuple(f"{_checked(name, where)}={gin_value(value, where)}" for name, value in values.items())
     return tuple(read_texts(table, "bindings", where))
 
 
@@ -242,7 +265,7 @@ def _with_folders(runs: Sequence[Run], path: Path) -> tuple[Run, ...]:
         bindings = tuple(_FOLDER_OF.sub(folder, statement) for statement in run.bindings)
         env = {name: _FOLDER_OF.sub(folder, value) for name, value in run.env.items()}
         after = tuple(dict.fromkeys([*run.after, *mentioned]))
-        filled.append(Run(**{**vars(run), "bindings": bindings, "env": env, "after": after}))
+        filled.append(replace(run, bindings=bindings, env=env, after=after))
     return tuple(filled)
 
 

@@ -1,6 +1,5 @@
 """A sweep file: one experiment, the knobs that are searched over, and the figure they are judged by."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,6 @@ _FILE_KEYS = (
     *("workdir", "slots", "command", "experiment", "gin_files", "bindings", "env", "on"),
     *("trials", "seed", "sampler", "objective", "space", "pruning"),
 )
-_MACRO = re.compile(r"^([A-Z][A-Z0-9_]*) *=", re.MULTILINE)
 SAMPLERS = ("tpe", "random")
 FILES = ("summary.json", "metrics.jsonl")
 
@@ -149,7 +147,7 @@ def read_sweep(path: Path) -> Sweep:
         on=on,
         env=read_env(content, where),
     )
-    macros = _MACRO.findall(base.configuration())
+    macros = base.check_macros()
     space = _table(content, "space", where)
     if not space:
         raise ConfigurationError(f"{where} has no [space]; it names the knobs: LEARNING_RATE = {{ low = 1e-5, ... }}.")

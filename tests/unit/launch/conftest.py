@@ -21,7 +21,7 @@ def fake(tmp_path):
     """Function: name, behaviour, fields -> run whose process behaves so."""
 
     def make(name, behaviour="finish", **fields):
-        bindings = (f'BEHAVIOUR="{behaviour}"', *fields.pop("bindings", ()))
+        bindings = (f'Fake.behaviour="{behaviour}"', *fields.pop("bindings", ()))
         return Run(name, "baseline_stopped", tmp_path / name, bindings=bindings, **fields)
 
     return make

@@ -1,6 +1,6 @@
 """Stands for `recogdrive.main` in tests of the launcher: keeps the same files, trains nothing.
 
-What it does is the last `BEHAVIOUR=...` among its bindings: finish, fail, wait (until SIGTERM, then
+What it does is the last `Fake.behaviour=...` among its bindings: finish, fail, wait (until SIGTERM, then
 saves), deaf (to SIGTERM), meet (ends once two runs are there), score (a curve and a summary, best at
 LEARNING_RATE=0.003).
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 flags = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:] if "gin_bindings" not in argument)
 bindings = dict(a.removeprefix("--gin_bindings=").split("=", 1) for a in sys.argv[1:] if "gin_bindings" in a)
-behaviour = bindings.get("BEHAVIOUR", '"finish"').strip('"')
+behaviour = bindings.get("Fake.behaviour", '"finish"').strip('"')
 workdir = Path(flags["workdir"])
 workdir.mkdir(parents=True, exist_ok=True)
 record_path = workdir / "run.json"

@@ -48,7 +48,7 @@ def test_four_runs_over_two_slots_with_one_that_fails_end_with_a_summary_and_exi
     experiment = '[[experiments]]\nexperiment = "baseline_stopped"\nname = '
     path = launch_file(
         f"command = {json.dumps(fake_command)}\nslots = ['cpu', 'cpu']\n"
-        f"{experiment}'one'\n{experiment}'bad'\nbindings = {{ BEHAVIOUR = 'fail' }}\n"
+        f"{experiment}'one'\n{experiment}'bad'\nbindings = {{ \"Fake.behaviour\" = 'fail' }}\n"
         f"{experiment}'two'\n{experiment}'three'\nafter = ['bad']\n"
     )
     assert main([str(path)]) == 1
@@ -135,7 +135,7 @@ class Launch:
     def __init__(self, launch_file, fake_command, behaviour):
         experiment = '[[experiments]]\nexperiment = "baseline_stopped"\nname = '
         self.path = launch_file(
-            f"command = {json.dumps(fake_command)}\nslots = ['cpu']\nbindings = {{ BEHAVIOUR = '{behaviour}' }}\n"
+            f"command = {json.dumps(fake_command)}\nslots = ['cpu']\nbindings = {{ Fake.behaviour = '{behaviour}' }}\n"
             f"{experiment}'one'\n{experiment}'two'\n"
         )
         self.root = self.path.parent / "runs"
@@ -200,7 +200,7 @@ def test_print_only_prints_commands_and_runs_nothing(launch_file, tmp_path, caps
     assert "gpu:1: PYTHONUNBUFFERED=1 JAX_PLATFORMS=cuda,cpu CUDA_VISIBLE_DEVICES=1" in printed
     assert (
         f"A='b c' {sys.executable} -m recogdrive.main --experiment=baseline_stopped "
-        f"--workdir={tmp_path / 'runs' / 'baseline_stopped'} '--gin_bindings=EGO_STATUS_MLP=\"runs/m\"'\n"
+        f"--workdir={tmp_path / 'runs' / 'baseline_stopped'} --gin_bindings='EGO_STATUS_MLP=\"runs/m\"'\n"
     ) in printed
     assert not (tmp_path / "runs").exists()
 

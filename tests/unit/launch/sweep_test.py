@@ -33,7 +33,7 @@ def sweep_file(launch_file, fake_command):
 
     def write(head="", tables=OBJECTIVE + SPACE, behaviour="score"):
         command = f"command = {json.dumps(fake_command)}\nslots = ['cpu*2']\n"
-        return launch_file(f"{HEAD}{command}bindings = {{ BEHAVIOUR = '{behaviour}' }}\n{head}\n{tables}")
+        return launch_file(f"{HEAD}{command}bindings = {{ \"Fake.behaviour\" = '{behaviour}' }}\n{head}\n{tables}")
 
     return write
 
