@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import IO, Self
 
 from recogdrive.experiment import ConfigurationError
-from recogdrive.launch.plan import Run
+from recogdrive.launch.plan import LOGS_FOLDER, Run
 from recogdrive.launch.run_record import ATTEMPT_MARK, last_words, was_started
 from recogdrive.launch.shell import shell_line
 from recogdrive.launch.slots import Slot, nvidia_libraries
@@ -91,7 +91,7 @@ class Fleet:
     def __enter__(self) -> Self:
         lock = self.root / "launch.lock"
         try:
-            (self.root / "logs").mkdir(parents=True, exist_ok=True)
+            (self.root / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
             self._lock = lock.open("a+")
         except OSError as error:
             raise ConfigurationError(f"Cannot write the folder {self.root}: {error.strerror}.") from error
@@ -124,7 +124,7 @@ class Fleet:
 
     def log(self, run: Run) -> Path:
         """Where a run's output goes."""
-        return self.root / "logs" / f"{run.name}.log"
+        return self.root / LOGS_FOLDER / f"{run.name}.log"
 
     def free_slot(self, kind: str | None) -> Slot | None:
         """A slot of a kind, or of any, that nothing runs in."""
@@ -213,14 +213,15 @@ def _outcome(code: int, words: str) -> tuple[State, str]:
 
 
 class StopRequests:
-    """While entered, counts SIGINT, SIGTERM and SIGHUP instead of ending the launcher."""
+    """While entered, counts SIGINT, SIGTERM and SIGHUP instead of ending the launcher; what nohup ignores stays so."""
 
     def __init__(self) -> None:
         self.count = 0
         self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(

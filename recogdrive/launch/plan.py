@@ -13,6 +13,8 @@ from recogdrive.experiment import ConfigurationError, find_experiment
 from recogdrive.launch.slots import KINDS
 from recogdrive.suggestions import did_you_mean
 
+LOGS_FOLDER = "logs"
+"""Where the output of runs lies in the folder of a launch."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MACRO_OR_BINDING = re.compile(r"[A-Za-z_][\w./]*")
 _MACRO = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -142,8 +144,10 @@ def _read_run(table: Mapping[str, Any], shared: Mapping[str, Any], root: Path, w
     check_keys(table, _RUN_KEYS, where)
     experiment = read_text(table, "experiment", None, where)
     name = read_text(table, "name", experiment, where)
-    if name is None or not _NAME.fullmatch(name):
-        raise ConfigurationError(f"{where}: name={name!r} must be letters, digits, '_', '.' and '-'.")
+    if name is None or not _NAME.fullmatch(name) or name == LOGS_FOLDER:
+        raise ConfigurationError(
+            f"{where}: name={name!r} must be letters, digits, '_', '.' and '-', and not {LOGS_FOLDER}."
+        )
     on = read_text(table, "on", None, where)
     if on is not None and on not in KINDS:
         raise ConfigurationError(f"{where}: on={on!r} must be a kind of slot: {', '.join(KINDS)}.")

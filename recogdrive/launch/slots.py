@@ -1,5 +1,6 @@
 """Device slots: what a run may use of the machine, and the environment that holds it to that."""
 
+import os
 import re
 import subprocess
 import sysconfig
@@ -70,7 +71,7 @@ class Slot:
         }
 
 
-def parse_slots(texts: Sequence[str], gpus: int | None = None) -> list[Slot]:
+def parse_slots(texts: Sequence[str], gpus: Sequence[int] | None = None) -> list[Slot]:
     """Reads slots as a person writes them.
 
     `cpu` is one run at a time on the CPU, `cpu:4` the same split into four virtual devices, `gpu:0` one GPU, `gpu:0+1`
@@ -79,7 +80,7 @@ def parse_slots(texts: Sequence[str], gpus: int | None = None) -> list[Slot]:
 
     Args:
       texts: One slot each, or several with commas between.
-      gpus: GPUs of this machine, for `gpu:all`; by default nvidia-smi is asked.
+      gpus: Numbers of the GPUs for `gpu:all`; by default those of `visible_gpus`.
 
     Raises:
       ConfigurationError: One cannot be read, or a TPU chip is named twice or beside all of them.
@@ -107,7 +108,7 @@ def parse_slots(texts: Sequence[str], gpus: int | None = None) -> list[Slot]:
     return slots
 
 
-def _read(word: str, gpus: int | None) -> list[tuple[str, str, tuple[int, ...], int]]:
+def _read(word: str, gpus: Sequence[int] | None) -> list[tuple[str, str, tuple[int, ...], int]]:
     """Label, kind, devices and virtual devices of each slot that a word stands for."""
     match = _SLOT.fullmatch(word)
     if match is None:
@@ -120,10 +121,10 @@ def _read(word: str, gpus: int | None) -> list[tuple[str, str, tuple[int, ...], 
     if detail == "all":
         if kind != "gpu":
             raise ConfigurationError(f"{word!r}: write {kind} alone for all of this machine.")
-        count = count_gpus() if gpus is None else gpus
-        if not count:
+        numbers = visible_gpus(os.environ) if gpus is None else gpus
+        if not numbers:
             raise ConfigurationError("gpu:all finds no GPU: nvidia-smi lists none. Name them (gpu:0) or use cpu.")
-        return [(f"gpu:{i}", "gpu", (i,), 1) for i in range(count)] * times
+        return [(f"gpu:{number}", "gpu", (number,), 1) for number in numbers] * times
     if kind == "cpu":
         if detail is not None and ("+" in detail or int(detail) < 1):
             raise ConfigurationError(f"{word!r}: cpu:N splits the CPU into N virtual devices, N from 1 on.")
@@ -139,13 +140,26 @@ def _check_chips(chosen: Sequence[tuple[int, ...]]) -> None:
         raise ConfigurationError("A TPU chip belongs to one process at a time; no two slots may name the same one.")
 
 
-def count_gpus() -> int:
-    """NVIDIA GPUs that nvidia-smi lists; 0 where there is none or no driver."""
+def visible_gpus(variables: Mapping[str, str]) -> list[int]:
+    """Numbers of the NVIDIA GPUs that this process may use: of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists.
+
+    Args:
+      variables: The environment; a batch system names there what it gave.
+
+    Raises:
+      ConfigurationError: GPUs are named otherwise than by numbers.
+    """
+    given = variables.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        words = [word.strip() for word in given.split(",") if word.strip()]
+        if not all(word.isdigit() for word in words):
+            raise ConfigurationError(f"gpu:all cannot divide CUDA_VISIBLE_DEVICES={given!r}; use gpu, one run on all.")
+        return [int(word) for word in words]
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+        return []
+    return list(range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines())))
 
 
 def nvidia_libraries(site_packages: Path | None = None) -> list[Path]:

@@ -14,7 +14,7 @@ import pytest
 from recogdrive.experiment import ConfigurationError
 from recogdrive.launch.__main__ import main
 from recogdrive.launch.board import Board, duration, table
-from recogdrive.launch.fleet import Fleet, Progress, State
+from recogdrive.launch.fleet import Fleet, Progress, State, StopRequests
 from recogdrive.launch.schedule import PlannedWork, exit_code, work_through
 from recogdrive.launch.slots import parse_slots
 
@@ -170,6 +170,18 @@ def test_a_stop_is_passed_on_once_and_the_checkpoint_awaited(launch_file, fake_c
     assert re.search(r"one +stopped +cpu +\S+ +saved; the same command continues it", printed)
     assert re.search(r"two +waiting +not started", printed)
     assert json.loads((launch.root / "one" / "run.json").read_text())["attempts"][-1]["status"] == "preempted"
+
+
+def test_what_nohup_ignores_is_not_taken_for_a_stop():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequests() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.count == 1
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_third_signal_kills_what_does_not_stop(launch_file, fake_command):

@@ -6,6 +6,7 @@ import pytest
 
 from recogdrive.experiment import ConfigurationError
 from recogdrive.launch.plan import gin_value, read_plan
+from recogdrive.launch.sweep_file import read_sweep
 
 ONE = '[[experiments]]\nexperiment = "baseline_stopped"\n'
 EXAMPLES = Path(__file__).parents[3] / "launch" / "examples"
@@ -42,6 +43,11 @@ def test_toml_values_become_values_of_gin():
     ]
 
 
+def test_a_parameter_with_a_dot_needs_no_quotes(launch_file):
+    (run,) = read_plan(launch_file(ONE + "bindings = { Trainer.seed = 1, VAL_SCENES = 4 }\n")).runs
+    assert run.bindings == ("Trainer.seed=1", "VAL_SCENES=4")
+
+
 def test_naming_another_runs_folder_waits_for_it(launch_file, tmp_path):
     plan = read_plan(
         launch_file(
@@ -72,6 +78,7 @@ def test_the_configuration_of_a_run_is_the_one_it_would_keep(launch_file):
         (ONE + ONE + 'name = "b"\nworkdir = "RUNS/baseline_stopped"', "share the folder"),
         (ONE + 'on = "npu"', "must be a kind of slot"),
         (ONE + 'name = "a/b"', "must be letters"),
+        (ONE + 'name = "logs"', "and not logs"),
         (ONE + 'bindings = { VAL_SCENES = "{run:y}" }', "reads {run:y}. "),
         (ONE + "bindings = { X = 2026-01-01 }", "has no form in gin"),
         (ONE + "bindings = { 'X =' = 1 }", "is no macro"),
@@ -98,9 +105,6 @@ def test_a_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda p: p.stem)
 def test_an_example_is_a_launch_file_or_a_sweep_that_reads(path):
     if "[space" in path.read_text():
-        pytest.importorskip("optuna")
-        from recogdrive.launch.sweep_file import read_sweep
-
         assert read_sweep(path).space
     else:
         assert len(read_plan(path).runs) >= 4

@@ -3,7 +3,7 @@
 import pytest
 
 from recogdrive.experiment import ConfigurationError
-from recogdrive.launch.slots import nvidia_libraries, parse_slots
+from recogdrive.launch.slots import nvidia_libraries, parse_slots, visible_gpus
 
 
 def names(*texts, gpus=None):
@@ -17,7 +17,7 @@ def environment(text, outer=(), libraries=(), index=0):
 def test_slots_are_read_from_lists_and_from_texts_with_commas():
     assert names("gpu:0", "gpu:1,cpu") == ["gpu:0", "gpu:1", "cpu"]
     assert names("cpu*2", "cpu:4") == ["cpu#1", "cpu#2", "cpu:4"]
-    assert names("gpu:all", gpus=3) == ["gpu:0", "gpu:1", "gpu:2"]
+    assert names("gpu:all", gpus=range(3)) == ["gpu:0", "gpu:1", "gpu:2"]
     assert [(s.kind, s.devices) for s in parse_slots(["gpu:2+3", "gpu", "tpu:1"])] == [
         ("gpu", (2, 3)),
         ("gpu", ()),
@@ -33,7 +33,18 @@ def test_a_slot_that_cannot_be_read_is_refused_with_how_to_write_it(text):
 
 def test_all_gpus_of_a_machine_without_any_are_refused():
     with pytest.raises(ConfigurationError, match="finds no GPU"):
-        parse_slots(["gpu:all"], gpus=0)
+        parse_slots(["gpu:all"], gpus=[])
+
+
+def test_gpus_that_a_batch_system_gave_are_those_there_are(monkeypatch, tmp_path):
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2,5"}) == [2, 5]
+    with pytest.raises(ConfigurationError, match="cannot divide CUDA_VISIBLE_DEVICES='GPU-1'"):
+        visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-1"})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus({}) == []
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: H100'\necho 'GPU 1: H100'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert visible_gpus({}) == [0, 1]
 
 
 def test_two_slots_on_one_tpu_chip_are_refused():
