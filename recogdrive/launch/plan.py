@@ -171,13 +171,18 @@ def read_bindings(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """
     bindings = table.get("bindings", {})
     if isinstance(bindings, dict):
-        values: dict[str, Any] = {}
-        for name, value in bindings.items():
-            # TOML takes Trainer.seed = 1 for a table in a table.
-            inner = isinstance(value, dict) and not _MACRO.fullmatch(name)
-            values |= {f"{name}.{parameter}": v for parameter, v in value.items()} if inner else {name: value}
-        return tuple(f"{_checked(name, where)}={gin_value(value, where)}" for name, value in values.items())
+        named = with_dots(bindings)
+        return tuple(f"{_checked(name, where)}={gin_value(value, where)}" for name, value in named.items())
     return tuple(read_texts(table, "bindings", where))
+
+
+def with_dots(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Macros and bindings by name: `Trainer.seed = 1` is a table in a table to TOML."""
+    named: dict[str, Any] = {}
+    for name, value in table.items():
+        inner = isinstance(value, dict) and "." not in name and not _MACRO.fullmatch(name)
+        named |= {f"{name}.{parameter}": v for parameter, v in value.items()} if inner else {name: value}
+    return named
 
 
 def gin_value(value: Any, where: str) -> str:

@@ -127,6 +127,9 @@ def work_through(work: Work, fleet: Fleet, board: Board, poll_s: float = 0.2) ->
       0 if all finished or were done, 1 if one failed or was skipped, else 75 if one was stopped or not started.
     """
     drawn, answered = 0.0, 0
+    for row in work.rows:
+        if row.state is not State.WAITING:
+            board.event(row)
     with StopRequests() as stop:
         while True:
             for row in fleet.poll():

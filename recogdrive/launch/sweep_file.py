@@ -15,6 +15,7 @@ from recogdrive.launch.plan import (
     read_text,
     read_texts,
     read_toml,
+    with_dots,
 )
 from recogdrive.launch.slots import KINDS
 from recogdrive.suggestions import did_you_mean
@@ -148,7 +149,7 @@ def read_sweep(path: Path) -> Sweep:
         env=read_env(content, where),
     )
     macros = base.check_macros()
-    space = _table(content, "space", where)
+    space = with_dots(_table(content, "space", where))
     if not space:
         raise ConfigurationError(f"{where} has no [space]; it names the knobs: LEARNING_RATE = {{ low = 1e-5, ... }}.")
     for name in space:

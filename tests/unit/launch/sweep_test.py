@@ -147,6 +147,12 @@ def test_print_only_shows_the_space_and_the_command(sweep_file, tmp_path, capsys
     assert printed.rstrip().endswith("--gin_bindings=LEARNING_RATE=...") and not (tmp_path / "runs").exists()
 
 
+def test_a_knob_may_be_a_parameter(sweep_file):
+    sweep = read_sweep(sweep_file("", OBJECTIVE + "[space]\nTrainer.ema_decay = [0.9, 0.99]\n"))
+    assert sweep.space == {"Trainer.ema_decay": Knob(choices=(0.9, 0.99))}
+    assert sweep.run(3, {"Trainer.ema_decay": 0.9}).bindings[-1] == "Trainer.ema_decay=0.9"
+
+
 def test_knobs_are_ranges_of_numbers_or_choices():
     assert distribution(Knob(choices=(16, 32))) == optuna.distributions.CategoricalDistribution((16, 32))
     assert distribution(Knob(low=2, high=8, step=2)) == optuna.distributions.IntDistribution(2, 8, step=2)
