@@ -96,8 +96,18 @@ EXPERIMENTS = [
         starts_from="quickstart",
     ),
     Experiment(
+        name="quickstart_rl",
+        description="That planner goes on learning from the score of its own plans; both seen on new scenes.",
+        starts_from="quickstart",
+    ),
+    Experiment(
         name="town_il",
-        description="The same on map and agents as vectors instead of a VLM's states: perfect perception.",
+        description="Imitation on map and agents as vectors instead of a VLM's states: perfect perception.",
+    ),
+    Experiment(
+        name="town_rl",
+        description="DiffGRPO in the synthetic town from the planner of town_il.",
+        starts_from="town_il",
     ),
     Experiment(
         name="mini_il",
@@ -110,6 +120,11 @@ EXPERIMENTS = [
     Experiment(
         name="mini_eval",
         description="PDMS and EPDMS of the planner of mini_il, human and constant velocity on both logs.",
+        starts_from="mini_il",
+    ),
+    Experiment(
+        name="mini_rl",
+        description="DiffGRPO on real driving from the planner of mini_il, evaluated on its log and on another.",
         starts_from="mini_il",
     ),
     Experiment(
@@ -182,7 +197,7 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="debug_rl",
-        description="DiffGRPO in the synthetic town from the imitation planner.",
+        description="Some steps of DiffGRPO in the synthetic town from the planner of debug_il.",
         starts_from="debug_il",
     ),
     *_family("2b", vlm_pdms=84.1, il_pdms=86.5, rl_pdms=90.8),

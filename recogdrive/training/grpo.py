@@ -300,14 +300,13 @@ def _reward_metrics(scores: RewardScores, known: Bool[Array, "B G"]) -> Metrics:
     mean = rewards.sum(axis=1) / jnp.maximum(count, 1)
     variance = (jnp.where(known, rewards - mean[:, None], 0) ** 2).sum(axis=1) / jnp.maximum(count - 1, 1)
     best = jnp.where(known, rewards, -jnp.inf).max(axis=1)
-    all_known = jnp.where(scored[:, None], known, True).astype(jnp.float32)
     return {
         "reward": _mean(rewards, known),
         "group/best_reward": _mean(best, scored),
         "group/reward_variance": _mean(variance, scored),
         "group/flat_share": _mean(flat_groups(rewards, known).astype(jnp.float32), scored),
-        "unscored/scene_share": 1 - scored.astype(jnp.float32).mean(),
-        "unscored/trajectory_share": 1 - all_known.mean(),
+        "unscored/scene_share": (~scored).mean(),
+        "unscored/trajectory_share": (scored[:, None] & ~known).mean(),
         **{f"reward_part/{name}": _mean(part, jnp.isfinite(part)) for name, part in scores.parts.items()},
     }
 

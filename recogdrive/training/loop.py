@@ -325,7 +325,9 @@ class _Run:
             self.metrics_file.write({"step": self.step, **values, "perf": perf})
             self.events.scalars(self.step, named)
             self.events.scalars(self.step, {f"perf/{name}": value for name, value in perf.items()})
-            self.progress.report(self.step, {**values, "samples_per_s": perf["samples_per_s"]})
+            # Details, grouped by a slash, are for TensorBoard; a line has room for the rest.
+            shown = {name: value for name, value in values.items() if "/" not in name}
+            self.progress.report(self.step, {**shown, "samples_per_s": perf["samples_per_s"]})
         self._let_watch(named)
         self._restart_clock()
 

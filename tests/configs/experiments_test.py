@@ -67,6 +67,7 @@ def test_a_runnable_experiment_builds_its_stage_and_leaves_nothing_unbound(name)
         r".*_cache(_navtest)?": "CacheHiddenStates",
         r".*_sft": "VlmSft",
         r".*_drive": "DriveOnce",
+        r".*_rl": "DiffGrpo",
         r"quickstart|.*_il(_ema)?": "Imitation",
     }
     kind = next(kind for pattern, kind in kinds.items() if re.fullmatch(pattern, name))
