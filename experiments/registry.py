@@ -143,6 +143,10 @@ EXPERIMENTS = [
         description="The submission of mini_submission, scored beside the baselines on both logs of navsim_mini.",
     ),
     Experiment(
+        name="doctor",
+        description="Whether this machine can run experiments: devices, versions, memory, disk, data, and what to do.",
+    ),
+    Experiment(
         name="data_check",
         description="What is there of NAVSIM's data, and whether navtrain and navtest are complete.",
     ),

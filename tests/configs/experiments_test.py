@@ -61,6 +61,7 @@ def test_a_runnable_experiment_builds_its_stage_and_leaves_nothing_unbound(name)
         r"baseline_.*|.*_vlm_eval|mini_score_submission": "EvaluateAgents",
         r".*_eval": "Evaluate",
         r".*_submission": "WriteSubmission",
+        r"doctor": "Doctor",
         r"(mini_)?data_check": "DataCheck",
         r".*_cache_metrics": "CacheMetrics",
         r".*_cache(_navtest)?": "CacheHiddenStates",
