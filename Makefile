@@ -16,11 +16,11 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make env         builds $(VENV) from pyproject.toml and constraints.txt"
-	@echo "make quickstart  synthetic town -> VLM -> hidden states -> planner -> PDM scores -> report, in $(WORKDIR)/quickstart"
+	@echo "make quickstart  synthetic town -> VLM -> hidden states -> planner -> reinforcement learning -> report, in $(WORKDIR)/quickstart_rl"
 	@echo "make test        the whole test suite;  make coverage  the same with the lines it reaches"
 	@echo "make acceptance  quickstart and the mini experiments in full, with the figures they must reach"
 	@echo "make soak        200 kills of a training run, each resumed bit for bit"
-	@echo "make benchmark   planner beside plain PyTorch, PDM scores per second, scenes to score in per second, VLM steps, hidden states"
+	@echo "make benchmark   planner beside plain PyTorch, PDM scores per second, scenes to score in per second, VLM steps, hidden states, DiffGRPO steps"
 	@echo "make lint        ruff check and format check;  make format  applies them"
 	@echo "make constraints writes the versions of $(VENV) to constraints.txt"
 
@@ -34,7 +34,8 @@ $(INSTALLED): pyproject.toml constraints.txt recogdrive/version.py
 	@touch $@
 
 # The VLM learns from conversations, is seen as a planner of its own, and makes the hidden states that the planner learns
-# from. The ego-status MLP is there for its row in the planner's report. The runs share compiled programs.
+# from, and then from the score of its own plans. The ego-status MLP is there for its row in the reports. The runs share
+# compiled programs.
 quickstart: export JAX_COMPILATION_CACHE_DIR ?= $(WORKDIR)/.jax_cache
 quickstart: $(INSTALLED)
 	$(BIN)/python -m recogdrive.main --experiment=baseline_ego_status_mlp --workdir=$(WORKDIR)/baseline_ego_status_mlp \
@@ -46,6 +47,9 @@ quickstart: $(INSTALLED)
 	  --gin_bindings "VLM_WEIGHTS='$(WORKDIR)/quickstart_sft'"
 	$(BIN)/python -m recogdrive.main --experiment=quickstart --workdir=$(WORKDIR)/quickstart \
 	  --gin_bindings "HIDDEN_CACHE='$(WORKDIR)/quickstart_cache'" \
+	  --gin_bindings "EGO_STATUS_MLP='$(WORKDIR)/baseline_ego_status_mlp'"
+	$(BIN)/python -m recogdrive.main --experiment=quickstart_rl --workdir=$(WORKDIR)/quickstart_rl \
+	  --gin_bindings "PARENT='$(WORKDIR)/quickstart'" --gin_bindings "HIDDEN_CACHE='$(WORKDIR)/quickstart_cache'" \
 	  --gin_bindings "EGO_STATUS_MLP='$(WORKDIR)/baseline_ego_status_mlp'"
 
 # The suite and the experiments in full share compiled programs; `make quickstart` within has its own, as for a user.
@@ -69,6 +73,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python benchmarks/metric_cache.py
 	$(BIN)/python benchmarks/vlm_step.py
 	$(BIN)/python benchmarks/hidden_cache.py
+	$(BIN)/python benchmarks/grpo_step.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

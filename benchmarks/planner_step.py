@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from eager_planner import reference_attention, torch_module
 
-from recogdrive.models.planner.dit import Attention, RotaryEmbedding
 from recogdrive.models.planner.normalization import normalize
 from recogdrive.models.planner.planner import DiffusionPlanner
 
@@ -82,12 +82,7 @@ class Problem:
 
     def torch_module(self) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
         """The planner's own network with these weights, and the inputs of its `encode`."""
-        network = self.planner.network.to_empty(device="cpu")
-        fresh = DiffusionPlanner(self.planner.context_width).network
-        # to_empty leaves buffers without values too; the module's own constructor makes them.
-        for name, buffer in fresh.named_buffers():
-            network.get_buffer(name).copy_(buffer)
-        network.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in self.weights.items()}, strict=False)
+        network = torch_module(self.planner, self.weights)
         history = self.batch["history_trajectory"].reshape(self.size, -1)
         inputs = (self.batch["context"], history, self.batch["status_feature"])
         return network, tuple(torch.from_numpy(array) for array in inputs)
@@ -168,29 +163,12 @@ def _eager_sample(problem: Problem, every_step: bool, values: bool = False) -> R
 def _with_reference_attention(make: Callable[[Problem], Run]) -> Callable[[Problem], Run]:
     """Runs an eager variant with cross-attention in upstream's form instead of the module's."""
 
-    def no_projection(attention: Attention, linear: torch.nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens.new_zeros(1, attention.heads, attention.head_dim, 1)
-
-    def attend(
-        attention: Attention, x: torch.Tensor, context: dict[str, torch.Tensor], rotary: RotaryEmbedding
-    ) -> torch.Tensor:
-        tokens, split = context["tokens"], attention._split
-        q = rotary(attention.q_norm(split(attention.to_q(x))))[:, 0].transpose(1, 2)
-        k = attention.k_norm(split(attention.to_k(tokens))).transpose(1, 2)
-        v = split(attention.to_v(tokens)).transpose(1, 2)
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return attention.to_out[0](out.reshape(x.shape))
-
     def wrapped(problem: Problem) -> Run:
         run = make(problem)
 
         def patched() -> None:
-            own = Attention.project_context, Attention.attend_to_context
-            Attention.project_context, Attention.attend_to_context = no_projection, attend
-            try:
+            with reference_attention():
                 run()
-            finally:
-                Attention.project_context, Attention.attend_to_context = own
 
         return patched
 

@@ -3,7 +3,6 @@
 from recogdrive.experiment import Experiment, Reference
 
 _UPSTREAM = "upstream README, navtest table"
-_RL = "the DiffGRPO stage, whose reward is the PDM score"
 
 
 def _family(size: str, vlm_pdms: float, il_pdms: float, rl_pdms: float) -> list[Experiment]:
@@ -54,7 +53,6 @@ def _family(size: str, vlm_pdms: float, il_pdms: float, rl_pdms: float) -> list[
             description="DiffGRPO on navtrain from the imitation planner.",
             starts_from=f"{size}_il",
             reference=reference(rl_pdms),
-            missing=_RL,
         ),
         Experiment(
             name=f"{size}_eval",
@@ -98,8 +96,18 @@ EXPERIMENTS = [
         starts_from="quickstart",
     ),
     Experiment(
+        name="quickstart_rl",
+        description="That planner goes on learning from the score of its own plans; both seen on new scenes.",
+        starts_from="quickstart",
+    ),
+    Experiment(
         name="town_il",
-        description="The same on map and agents as vectors instead of a VLM's states: perfect perception.",
+        description="Imitation on map and agents as vectors instead of a VLM's states: perfect perception.",
+    ),
+    Experiment(
+        name="town_rl",
+        description="DiffGRPO in the synthetic town from the planner of town_il.",
+        starts_from="town_il",
     ),
     Experiment(
         name="mini_il",
@@ -112,6 +120,11 @@ EXPERIMENTS = [
     Experiment(
         name="mini_eval",
         description="PDMS and EPDMS of the planner of mini_il, human and constant velocity on both logs.",
+        starts_from="mini_il",
+    ),
+    Experiment(
+        name="mini_rl",
+        description="DiffGRPO on real driving from the planner of mini_il, evaluated on its log and on another.",
         starts_from="mini_il",
     ),
     Experiment(
@@ -128,6 +141,10 @@ EXPERIMENTS = [
     Experiment(
         name="mini_score_submission",
         description="The submission of mini_submission, scored beside the baselines on both logs of navsim_mini.",
+    ),
+    Experiment(
+        name="doctor",
+        description="Whether this machine can run experiments: devices, versions, memory, disk, data, and what to do.",
     ),
     Experiment(
         name="data_check",
@@ -180,9 +197,8 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="debug_rl",
-        description="DiffGRPO in the synthetic town from the imitation planner.",
+        description="Some steps of DiffGRPO in the synthetic town from the planner of debug_il.",
         starts_from="debug_il",
-        missing=_RL,
     ),
     *_family("2b", vlm_pdms=84.1, il_pdms=86.5, rl_pdms=90.8),
     *_family("8b", vlm_pdms=86.4, il_pdms=86.5, rl_pdms=90.4),

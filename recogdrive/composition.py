@@ -92,22 +92,39 @@ def compose(experiment: Experiment | None, gin_files: Sequence[str], bindings: S
       ConfigurationError: A file is missing, a statement does not parse, a name is unknown (the nearest is suggested),
         a binding overrides a macro that no file defines, or hides one that a file uses in its place.
     """
-    if experiment is None and not gin_files:
-        raise ConfigurationError("Nothing to run: pass --experiment=NAME (--list shows them) or --gin_file=FILE.")
-    parts = [(str(path), _expand(path)) for path in _files(experiment, gin_files)]
+    parts = _parts(experiment, gin_files)
     defined = [b for origin, text in parts for b in _bindings(text, origin)]
     overrides = [b for binding in bindings for b in _bindings(binding, f"--gin_bindings {binding!r}")]
     _check_overrides(overrides, defined)
     _check_names(defined + overrides)
-    if bindings:
-        parts.append(("--gin_bindings", "\n".join(bindings)))
-    text = "\n".join(f"# {'-' * 8} {origin}\n{body.strip()}\n" for origin, body in parts)
+    text = _joined(parts, bindings)
     gin.clear_config()
     try:
         gin.parse_config(text)
     except (ValueError, SyntaxError) as error:
         raise ConfigurationError(f"Gin refuses the configuration: {error}") from error
     return Composition(experiment, text)
+
+
+def composed_text(experiment: Experiment | None, gin_files: Sequence[str], bindings: Sequence[str]) -> str:
+    """The text that `compose` would give, without importing or checking what it names: answers at once.
+
+    Raises:
+      ConfigurationError: A file is missing.
+    """
+    return _joined(_parts(experiment, gin_files), bindings)
+
+
+def _parts(experiment: Experiment | None, gin_files: Sequence[str]) -> list[tuple[str, str]]:
+    """Origin and expanded text of each file, in order."""
+    if experiment is None and not gin_files:
+        raise ConfigurationError("Nothing to run: pass --experiment=NAME (--list shows them) or --gin_file=FILE.")
+    return [(str(path), _expand(path)) for path in _files(experiment, gin_files)]
+
+
+def _joined(parts: Sequence[tuple[str, str]], bindings: Sequence[str]) -> str:
+    every = [*parts, ("--gin_bindings", "\n".join(bindings))] if bindings else parts
+    return "\n".join(f"# {'-' * 8} {origin}\n{body.strip()}\n" for origin, body in every)
 
 
 def _files(experiment: Experiment | None, gin_files: Sequence[str]) -> Iterator[Path]:

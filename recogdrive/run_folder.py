@@ -106,10 +106,15 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, Any]:
-    """What jax runs on: platform, kind of device, how many, in how many processes."""
+    """What jax runs on: platform, kind of device, how many, in how many processes; or why it runs on none."""
     import jax  # Only a run that has begun pays for it.
 
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax asserts that one of the platforms asked for was there.
+        # Nearly every stage fails next; the doctor is there to say why.
+        problem = str(error) or "none of the platforms asked for is there"
+        return {"platform": None, "problem": problem, "host": platform.node(), "cpu_cores": os.cpu_count()}
     return {
         "platform": devices[0].platform,
         "kind": devices[0].device_kind,

@@ -17,13 +17,19 @@ if os.environ.get("CI") == "true":
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
+OPTIMISED = (REPOSITORY / "tests" / "golden", REPOSITORY / "tests" / "acceptance")
+"""Where it is the programs that users run that are measured: parity with the reference, experiments in full."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Lets all workers, and the processes that tests start, share what they compile, as a user's runs may.
 
-    The folder is new for every session, unless JAX_COMPILATION_CACHE_DIR names another. Workers inherit it.
+    The folder is new for every session, unless JAX_COMPILATION_CACHE_DIR names another. Workers inherit it. Tests wait
+    for compilation far longer than for what it made, so programs are not optimised except in the folders of
+    `OPTIMISED`, or where JAX_DISABLE_MOST_OPTIMIZATIONS=0 asks for it.
     """
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="recogdrive_compiled_")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -70,6 +76,22 @@ def golden_planner_constants(golden_dir) -> Path:
 def navsim_mini() -> Path:
     """Two logs of real driving in NAVSIM's format (an OPENSCENE_DATA_ROOT)."""
     return _present_or_absent(SHARED / "data" / "navsim_mini", "navsim_mini")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised_where_it_counts(request):
+    """In the folders of `OPTIMISED` programs are what users run, those of the processes that tests start too."""
+    if not any(folder in request.path.parents for folder in OPTIMISED):
+        yield
+        return
+    import jax
+
+    before, variable = jax.config.jax_disable_most_optimizations, os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = variable
 
 
 @pytest.fixture(autouse=True)
@@ -133,26 +155,3 @@ class TinyFineTuning:
 @pytest.fixture(scope="session")
 def tiny_sft():
     return TinyFineTuning()
-
-
-@pytest.fixture(scope="module")
-def quick_to_compile(tmp_path_factory):
-    """For tests that wait for compilation alone: programs are not optimised, and equal ones are compiled once."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    cache = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in cache}
-
-    def configure(settings, optimised):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        jax.config.update("jax_disable_most_optimizations", not optimised)
-        compilation_cache.reset_cache()
-
-    configure(cache, optimised=False)
-    yield
-    configure(before, optimised=True)

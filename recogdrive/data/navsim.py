@@ -40,6 +40,7 @@ class _Window:
 
     log: int
     start: int
+    timestamp_us: int
     map_name: str
     missing_images: tuple[str, ...]
     has_time_gap: bool
@@ -72,7 +73,7 @@ class NavsimScenes:
       logs_in_memory: Parsed logs a process keeps, each some megabytes; any other is read again when it is needed.
 
     Attributes:
-      name: As above.
+      name, split: As above.
       tokens: Scene tokens, in order.
       maps_root: Folder with the map index.
       report: Counts of what was found and of what was left out. `missing_camera` and `time_gaps` count scenes.
@@ -123,7 +124,7 @@ class NavsimScenes:
         self._sensor_root = Path(sensor_root).expanduser() if sensor_root else root / "sensor_blobs" / split
         self.maps_root = find_maps_root(maps_root, root)
         self._map_radius_m = float(map_radius_m)
-        self._split = split
+        self.split = split
         self._require_cameras = tuple(require_cameras)
         self._three_way_commands = three_way_commands
         self._logs_in_memory = logs_in_memory
@@ -148,6 +149,7 @@ class NavsimScenes:
         self.tokens = tuple(windows)
         self._log_of = np.array([window.log for window in windows.values()], dtype=np.int32)
         self._start_of = np.array([window.start for window in windows.values()], dtype=np.int32)
+        self._time_of = np.array([window.timestamp_us for window in windows.values()], dtype=np.int64)
         for city in sorted({window.map_name for window in windows.values()}):
             map_path(self.maps_root, city)
         # A part of a filter has an expected number of scenes of its own, or none that is known.
@@ -162,7 +164,7 @@ class NavsimScenes:
         frames = self.frames(index)
         current = frames[HISTORY_FRAMES - 1]
         surroundings = open_map(self.maps_root, current.map_name).patch(current.pose, self._map_radius_m)
-        metadata = {"split": self._split, "frame_index": str(int(self._start_of[index]) + HISTORY_FRAMES - 1)}
+        metadata = {"split": self.split, "frame_index": str(int(self._start_of[index]) + HISTORY_FRAMES - 1)}
         return scene_of(frames, self.log_of(index), surroundings, self._sensor_root, metadata)
 
     def frames(self, index: int) -> tuple[LogFrame, ...]:
@@ -174,6 +176,10 @@ class NavsimScenes:
     def log_of(self, index: int) -> str:
         """Name of the log that a scene comes from."""
         return self._logs[self._log_of[operator.index(index)]]
+
+    def time_of(self, index: int) -> int:
+        """Clock of a scene's current frame in microseconds."""
+        return int(self._time_of[operator.index(index)])
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the logs in memory: a worker process reads its own."""
@@ -245,6 +251,7 @@ class NavsimScenes:
         return _Window(
             log=log,
             start=start,
+            timestamp_us=int(current.timestamp_us),
             map_name=current.map_name,
             missing_images=self._missing_images(log, current),
             has_time_gap=bool(np.any(np.abs(steps_s - FRAME_INTERVAL_S) > TIME_TOLERANCE_S)),

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +31,26 @@ class SceneSource(Protocol):
 
     def log_of(self, index: int) -> str:
         """Name of the log that scene `index` comes from, without building the scene."""
+        ...
+
+
+@runtime_checkable
+class NavsimSplit(Protocol):
+    """A source that says which of NAVSIM's split folders its scenes are from.
+
+    Attributes:
+      split: mini, trainval, test or private_test_e2e; empty for other scenes.
+    """
+
+    split: str
+
+
+@runtime_checkable
+class TimedScenes(Protocol):
+    """A source that says when a scene is without building it."""
+
+    def time_of(self, index: int) -> int:
+        """Clock of scene `index`, its `timestamp_us`."""
         ...
 
 

@@ -42,6 +42,34 @@ def previous_frames(logs: Sequence[str], times_us: Sequence[int], usable: Sequen
     return pairs
 
 
+def spread_scenes(count: int, limit: int, pairs: Pairs) -> list[int]:
+    """Evenly spaced scenes of a split, in its order; consecutive frames come in pairs.
+
+    A series of frames falls into pairs from its first one on, its last may stay alone. Pairs and single scenes are
+    taken alike, so that those with a neighbour are as frequent as in the split. Without pairs, every scene is single.
+
+    Args:
+      count: Scenes of the split.
+      limit: How many are taken at most, at least 1.
+      pairs: See `previous_frames`; of all scenes of the split.
+    """
+    following = {before: number for number, (before, _) in pairs.items()}
+    groups: list[list[int]] = []
+    for first in range(count):
+        if first not in pairs:
+            series = [first]
+            while series[-1] in following:
+                series.append(following[series[-1]])
+            groups += [series[start : start + 2] for start in range(0, len(series), 2)]
+    groups.sort()
+    sizes = np.array([len(group) for group in groups])
+    for wanted in range(min(limit, len(groups)), 0, -1):
+        places = np.unique(np.linspace(0, len(groups) - 1, wanted).round().astype(int))
+        if sizes[places].sum() <= limit:
+            return sorted(number for place in places for number in groups[place])
+    return groups[0][-1:]  # There is only room for half a pair.
+
+
 def compared_columns(states: Float[np.ndarray, "41 11"]) -> Float[np.ndarray, "41 3"]:
     """What has to be kept of simulated states until the next frame is there."""
     return np.ascontiguousarray(states[:, _COMPARED])

@@ -33,7 +33,7 @@ class Imitation:
 
     Args:
       planner: What learns: the diffusion planner, or the ego-status MLP.
-      splits: Training and evaluated scenes.
+      splits: Scenes to train on, to look at meanwhile, and to evaluate at the end.
       context: Makes the context tokens.
       trainer: The training loop.
       evaluation: Metrics, baselines, report.
@@ -78,7 +78,7 @@ class Imitation:
         context = identified(self._context, self._planner)
         initial = initial_weights(self._planner, parent, self._trainer.seed)
         train = self._splits.open_train()
-        evaluated = self._splits.open_evaluate()
+        evaluated, validated = self._splits.open_evaluate(), self._splits.open_validate()
         folder.update(data=self._splits.describe(), seed=self._seed, context=describe_context(context))
         logging.info("Training on %d scenes of %s", len(train), train.name)
 
@@ -92,7 +92,7 @@ class Imitation:
             process_count=jax.process_count(),
         )
         agent = self._evaluation.agent(self._planner, None, self._context)
-        evaluate = self._evaluation.periodic(agent, self._context, evaluated)
+        evaluate = self._evaluation.periodic(agent, self._context, validated)
         state = self._trainer.fit(
             self._planner,
             stream,

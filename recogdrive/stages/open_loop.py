@@ -10,13 +10,14 @@ from absl import logging
 from matplotlib.figure import Figure
 
 from recogdrive.data.context import ContextSource
-from recogdrive.data.samples import SceneSource
+from recogdrive.data.samples import SceneSource, TimedScenes
 from recogdrive.data.types import Scene
 from recogdrive.evaluation.agents import Agent, ConstantVelocity, Human, Stopped, recorded_trajectories
 from recogdrive.evaluation.bev import trajectory_grid
 from recogdrive.evaluation.chunks import pdm_scene_or_error
 from recogdrive.evaluation.ego_status_agent import EgoStatusMLPAgent
 from recogdrive.evaluation.epdms import EpdmsCollector
+from recogdrive.evaluation.frame_pairs import Pairs, compare_frames, compared_columns, previous_frames, spread_scenes
 from recogdrive.evaluation.open_loop import evaluate_open_loop, trajectory_errors
 from recogdrive.evaluation.pdms import SUB_SCORES, evaluate_pdms, partial_label
 from recogdrive.evaluation.planner_agent import PlannerAgent, TrainablePlanner, planning_batches
@@ -28,6 +29,7 @@ from recogdrive.pdm.extended import ExtendedScorer
 from recogdrive.pdm.scene import PdmScene
 from recogdrive.pdm.scorer import PdmScorer
 from recogdrive.pdm.sources import PdmSceneSource
+from recogdrive.pdm.tail import reverses, stops
 
 SCORES = {"pdms": "pdms", "epdms": "epdms", "epdms_unfiltered": "epdms"}
 """Score -> prefix of the metrics that count its scenes."""
@@ -40,7 +42,7 @@ class OpenLoop:
     """Compares planned with driven trajectories, during training on a part of each split and at the end on all of it.
 
     Where scenes to score in are at hand, planned trajectories get their PDM score too, and at the end, where these
-    scenes know enough, their extended one.
+    scenes know enough, their extended one. During training, what gives reward hacking away is measured as well.
 
     Args:
       baselines: Agents that stand beside the planner; constant velocity, stopped and the human unless given.
@@ -48,10 +50,11 @@ class OpenLoop:
         at once, so that an unusable one is known before anything runs.
       pdm_scenes: Makes or finds what the PDM score needs to know of a scene; without it there are no PDM scores.
       scorer: Computes them; NAVSIM's evaluation unless given.
-      extended_scorer: Computes extended scores.
+      extended_scorer: Computes extended scores, and compares consecutive frames.
       batch_size: Scenes planned at once.
       seed: Of the sampler's noise.
-      scenes_during_training: How many scenes of each split a periodic evaluation takes, evenly spaced.
+      scenes_during_training: How many scenes of each split a periodic evaluation takes, evenly spaced; where the
+        split has consecutive frames, these come in pairs.
       pictures: How many of those are drawn for TensorBoard.
     """
 
@@ -89,14 +92,25 @@ class OpenLoop:
         if self._pdm_scenes is not None:
             self._pdm_scenes.require()
 
-    def agent(self, planner: TrainablePlanner, params: Params | None, context: ContextSource) -> PlannerAgent:
-        """The planner with these weights, as an agent; None where they come later."""
-        return PlannerAgent(planner, params, context, batch_size=self._batch_size, seed=self._seed)
+    @property
+    def pdm_scenes(self) -> PdmSceneSource | None:
+        """What makes or finds the scenes to score in; None where there are no PDM scores."""
+        return self._pdm_scenes
+
+    def agent(
+        self, planner: TrainablePlanner, params: Params | None, context: ContextSource, name: str | None = None
+    ) -> PlannerAgent:
+        """The planner with these weights, as an agent; None where they come later. Named after the planner if not."""
+        return PlannerAgent(planner, params, context, batch_size=self._batch_size, seed=self._seed, name=name)
 
     def periodic(
         self, agent: PlannerAgent, context: ContextSource, splits: Mapping[str, SceneSource]
     ) -> Callable[[Params, int], dict[str, Any]]:
         """Evaluation for the training loop: (weights, step) -> scalars and pictures. Scenes are read once.
+
+        Metrics: `ade`, `fde`, `miss_rate`, `heading_error`; `tail_reverse_share` and `tail_stop_share` of plans that go
+        back or stop at their end; with scenes to score in `pdms` and its sub-scores, and where some of these follow
+        each other, `extended_comfort`, the two-frame extended comfort averaged over pairs.
 
         The headline split's metrics have plain names, those of other splits are called `<split>/<metric>`. A planner
         whose plans are not finite gives metrics that are not, which the loop refuses by name.
@@ -118,7 +132,7 @@ class OpenLoop:
             found: dict[str, Any] = {}
             for part in parts:
                 planned = agent.plan_batches(part.batches)
-                means = part.means(planned) | part.pdms_means(planned, self._scorer)
+                means = part.means(planned) | part.pdms_means(planned, self._scorer, self._extended_scorer)
                 prefix = "" if part is parts[0] else f"{part.name}/"
                 found |= {f"{prefix}{metric}": value for metric, value in means.items()}
                 if self._pictures:
@@ -158,16 +172,16 @@ class OpenLoop:
 
 
 class _Part:
-    """Evenly spaced scenes of a split, with their inputs and driven trajectories at hand."""
+    """Evenly spaced scenes of a split, consecutive frames in pairs, with inputs and driven trajectories at hand."""
 
     def __init__(self, name: str, source: SceneSource, context: ContextSource, limit: int, batch_size: int) -> None:
         self.name = name
-        indices = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int))
-        self.scenes: list[Scene] = [source[int(i)] for i in indices]
+        self.scenes: list[Scene] = [source[i] for i in spread_scenes(len(source), limit, _source_pairs(source))]
         self.batches = planning_batches(self.scenes, context, batch_size)
         self._driven = recorded_trajectories(self.scenes)
         self._pdm_scenes: list[PdmScene] = []
         self._scored: list[int] = []
+        self._pairs: Pairs = {}
 
     def make_pdm_scenes(self, source: PdmSceneSource) -> None:
         """Makes what is scored of every scene; those that cannot be scored are named and left out.
@@ -178,6 +192,7 @@ class _Part:
         made = [pdm_scene_or_error(scene, source) for scene in self.scenes]
         self._scored = [i for i, scene in enumerate(made) if not isinstance(scene, SceneError)]
         self._pdm_scenes = [made[i] for i in self._scored]
+        self._pairs = _pairs([(self.scenes[i].log_name, self.scenes[i].timestamp_us) for i in self._scored])
         failed = [str(scene) for scene in made if isinstance(scene, SceneError)]
         if not self._scored:
             raise ValueError(f"None of the {len(made)} scenes of split {self.name!r} can be scored, e.g. {failed[0]}")
@@ -192,19 +207,36 @@ class _Part:
             "fde": float(errors["fde"].mean()),
             "miss_rate": float(errors["miss"].mean()),
             "heading_error": float(errors["heading_error"].mean()),
+            "tail_reverse_share": float(reverses(planned).mean()),
+            "tail_stop_share": float(stops(planned).mean()),
         }
 
-    def pdms_means(self, planned: np.ndarray, scorer: PdmScorer) -> dict[str, float]:
-        """Mean PDM score and sub-scores of the scenes that can be scored; empty without any."""
+    def pdms_means(self, planned: np.ndarray, scorer: PdmScorer, extended_scorer: ExtendedScorer) -> dict[str, float]:
+        """Mean PDM score, sub-scores and extended comfort of the scenes that can be scored; empty without any."""
         if not self._pdm_scenes:
             return {}
         scores = scorer.score(self._pdm_scenes, planned[self._scored][:, None])
         values = {"pdms": scores.score} | {name: getattr(scores, name) for name in SUB_SCORES}
+        if self._pairs:
+            drives = [compared_columns(states) for states in scores.states[:, 0]]
+            values["extended_comfort"] = list(compare_frames(self._pairs, drives, extended_scorer.compare).values())
         return {name: float(np.mean(value)) for name, value in values.items()}
 
     def picture(self, agent: str, planned: np.ndarray, count: int) -> Figure:
         shown = np.unique(np.linspace(0, len(self.scenes) - 1, min(count, len(self.scenes))).round().astype(int))
         return trajectory_grid([self.scenes[i] for i in shown], {agent: planned[shown]})
+
+
+def _source_pairs(source: SceneSource) -> Pairs:
+    """Consecutive frames of a split; of a source that does not say when its scenes are, none are known."""
+    if not isinstance(source, TimedScenes):
+        return {}
+    return _pairs([(source.log_of(i), source.time_of(i)) for i in range(len(source))])
+
+
+def _pairs(places: Sequence[tuple[str, int]]) -> Pairs:
+    """Consecutive frames among scenes given by their log and clock."""
+    return previous_frames([log for log, _ in places], [time_us for _, time_us in places], [True] * len(places))
 
 
 def headline(summary: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -300,14 +300,13 @@ def _reward_metrics(scores: RewardScores, known: Bool[Array, "B G"]) -> Metrics:
     mean = rewards.sum(axis=1) / jnp.maximum(count, 1)
     variance = (jnp.where(known, rewards - mean[:, None], 0) ** 2).sum(axis=1) / jnp.maximum(count - 1, 1)
     best = jnp.where(known, rewards, -jnp.inf).max(axis=1)
-    all_known = jnp.where(scored[:, None], known, True).astype(jnp.float32)
     return {
         "reward": _mean(rewards, known),
-        "reward_best_of_group": _mean(best, scored),
-        "reward_group_variance": _mean(variance, scored),
-        "flat_group_share": _mean(flat_groups(rewards, known).astype(jnp.float32), scored),
-        "unscored_scene_share": 1 - scored.astype(jnp.float32).mean(),
-        "unscored_trajectory_share": 1 - all_known.mean(),
+        "group/best_reward": _mean(best, scored),
+        "group/reward_variance": _mean(variance, scored),
+        "group/flat_share": _mean(flat_groups(rewards, known).astype(jnp.float32), scored),
+        "unscored/scene_share": (~scored).mean(),
+        "unscored/trajectory_share": (scored[:, None] & ~known).mean(),
         **{f"reward_part/{name}": _mean(part, jnp.isfinite(part)) for name, part in scores.parts.items()},
     }
 
@@ -323,11 +322,11 @@ def _policy_metrics(
     end_distance = jnp.linalg.norm(trajectories[..., -1, :2] - reference[..., -1, :2], axis=-1)
     log_prob_gap = (taught.log_probs - chains.cloned.log_probs).mean(axis=(1, 2, 3, 4))
     return {
-        "kl_to_reference": _mean(divergence.mean(axis=(1, 2, 3, 4)), scored),
-        "log_prob_gap_to_reference": _mean(log_prob_gap, scored),
-        "end_distance_to_reference_m": _mean(end_distance, known),
-        "rollout_reverse_share": _mean(reverses(trajectories).astype(jnp.float32), known),
-        "rollout_stop_share": _mean(stops(trajectories).astype(jnp.float32), known),
-        "reference_reverse_share": _mean(reverses(reference)[:, 0].astype(jnp.float32), scored),
-        "reference_stop_share": _mean(stops(reference)[:, 0].astype(jnp.float32), scored),
+        "drift/kl": _mean(divergence.mean(axis=(1, 2, 3, 4)), scored),
+        "drift/log_prob_gap": _mean(log_prob_gap, scored),
+        "drift/end_distance_m": _mean(end_distance, known),
+        "rollout/reverse_share": _mean(reverses(trajectories).astype(jnp.float32), known),
+        "rollout/stop_share": _mean(stops(trajectories).astype(jnp.float32), known),
+        "reference/reverse_share": _mean(reverses(reference)[:, 0].astype(jnp.float32), scored),
+        "reference/stop_share": _mean(stops(reference)[:, 0].astype(jnp.float32), scored),
     }

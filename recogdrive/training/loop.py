@@ -49,6 +49,7 @@ class Trainer:
       seed: Of initial weights and of all noise.
       log_every: Steps between log lines, each over the steps since the last.
       eval_every: Steps between evaluations; None evaluates after the last step only.
+      eval_at_start: Whether the weights a run starts from are evaluated too; they never count as the best.
       save_every: Steps between checkpoints; the last step is saved in any case.
       keep_last: Newest checkpoints kept.
       best_metric: Result of `evaluate` by which the best checkpoint is kept too; None keeps none for its score.
@@ -71,6 +72,7 @@ class Trainer:
         seed: int = 0,
         log_every: int = 50,
         eval_every: int | None = None,
+        eval_at_start: bool = False,
         save_every: int = 1000,
         keep_last: int = 2,
         best_metric: str | None = None,
@@ -103,6 +105,7 @@ class Trainer:
         self.seed = seed
         self.log_every = log_every
         self.eval_every = eval_every
+        self.eval_at_start = eval_at_start
         self.save_every = save_every
         self.keep_last = keep_last
         self.best_metric = best_metric
@@ -209,6 +212,7 @@ class _Run:
             stream.batch_size, stream.samples_per_epoch, trainer.steps, getattr(objective, "decayed", None)
         )
         self.step = 0
+        self.is_continued = False
         self.window = Window()
         self.best: float | None = None
         self.is_lead = jax.process_index() == 0
@@ -239,7 +243,7 @@ class _Run:
         )
         restored = self.checkpoints.restore(first.template)
         if restored is not None:
-            self.state, self.step = restored.state, restored.step
+            self.state, self.step, self.is_continued = restored.state, restored.step, True
             self.stream.set_state(restored.stream_state)
             self.window = Window(restored.loop_state["pending"])
             self.best = restored.loop_state["best"]
@@ -261,8 +265,10 @@ class _Run:
             logging.info("nothing to train: step %d of %d is done", self.step, self.trainer.steps)
             return
         self.batches = DevicePrefetch(self.stream, self.sharding, self.trainer.prefetch)
-        self.metrics_file = MetricsFile(self.workdir / METRICS_FILE, self.step) if self.is_lead else None
-        self.events = EventWriter(self.workdir / TENSORBOARD_FOLDER, self.step) if self.is_lead else None
+        # A run that begins anew keeps nothing of one that was killed before its first checkpoint.
+        kept_until = self.step if self.is_continued else -1
+        self.metrics_file = MetricsFile(self.workdir / METRICS_FILE, kept_until) if self.is_lead else None
+        self.events = EventWriter(self.workdir / TENSORBOARD_FOLDER, kept_until) if self.is_lead else None
         self.progress = Progress(self.trainer.steps, self.step, visible=self.is_lead)
         try:
             with PreemptionGuard() as preemption:
@@ -278,6 +284,8 @@ class _Run:
         trainer = self.trainer
         in_flight: deque[Metrics] = deque()
         self._restart_clock()
+        if self.evaluate and trainer.eval_at_start and not self.is_continued:
+            self._evaluate()
         while self.step < trainer.steps:
             batch = self.batches.take()
             self.state, metrics = self.train_step(self.state, batch.arrays, self.frozen)
@@ -326,7 +334,9 @@ class _Run:
             self.metrics_file.write({"step": self.step, **values, "perf": perf})
             self.events.scalars(self.step, named)
             self.events.scalars(self.step, {f"perf/{name}": value for name, value in perf.items()})
-            self.progress.report(self.step, {**values, "samples_per_s": perf["samples_per_s"]})
+            # Details, grouped by a slash, are for TensorBoard; a line has room for the rest.
+            shown = {name: value for name, value in values.items() if "/" not in name}
+            self.progress.report(self.step, {**shown, "samples_per_s": perf["samples_per_s"]})
         self._let_watch(named)
         self._restart_clock()
 

@@ -62,3 +62,19 @@ def test_mini_eval_scores_planner_human_and_constant_velocity_on_real_scenes(min
         assert any(f"{agent} " in line and "pdms" in line and "epdms" in line for line in result.stderr.splitlines())
     assert summary["planner"]["pdms"] > summary["constant_velocity"]["pdms"]
     assert summary["human"]["other_log/pdms"] > summary["constant_velocity"]["other_log/pdms"]
+
+
+def test_mini_rl_raises_the_score_on_the_scenes_it_trains_on_and_reports_the_other_log(mini_runs):
+    """After the three commands above, found by their default names."""
+    runs, environment = mini_runs
+    start = time.monotonic()
+    command = [sys.executable, "-m", "recogdrive.main", "--experiment=mini_rl"]
+    subprocess.run(command, cwd=runs.parent, env=os.environ | environment, check=True, timeout=900)
+    print(f"mini_rl: {time.monotonic() - start:.0f} s")
+    summary = json.loads((runs / "mini_rl" / "summary.json").read_text())
+    before, after = summary["imitation"], summary["planner"]
+    for split in ("train", "other_log"):
+        print(split, {name: round(m[f"{split}/pdms"], 4) for name, m in summary.items()})
+    assert after["train/pdms"] > before["train/pdms"] + 0.01
+    assert (after["train/pdms_scenes"], after["other_log/pdms_scenes"]) == (17, 18)
+    assert after["other_log/pdms_failed"] == 0

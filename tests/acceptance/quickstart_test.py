@@ -52,6 +52,18 @@ def test_quickstart_ends_with_pdm_scores_of_a_planner_that_beats_constant_veloci
         assert float(last.rsplit(",", 1)[1]) == pytest.approx(summary[agent]["pdms"], abs=1e-12)
 
 
+def test_quickstart_ends_with_reinforcement_learning_and_shows_the_score_before_and_after(quickstart):
+    summary = json.loads((quickstart / "quickstart_rl" / "summary.json").read_text())
+    print("pdms", {agent: round(metrics["pdms"], 4) for agent, metrics in summary.items()})
+    assert list(summary)[:2] == ["planner", "imitation"]
+    imitation = json.loads((quickstart / "quickstart" / "summary.json").read_text())["planner"]
+    # The best checkpoint of imitation, not its last weights, is where reinforcement learning starts.
+    assert summary["imitation"]["pdms"] == pytest.approx(imitation["pdms"], abs=0.03)
+    assert summary["planner"]["pdms"] > summary["imitation"]["pdms"]
+    page = (quickstart / "quickstart_rl" / "report" / "index.html").read_text()
+    assert "imitation" in page and "PDM" in page
+
+
 def test_the_quickstarts_vlm_writes_trajectories_that_can_be_read(quickstart):
     summary = json.loads((quickstart / "quickstart_vlm_eval" / "summary.json").read_text())
     answers = (quickstart / "quickstart_vlm_eval" / "answers.jsonl").read_text().splitlines()

@@ -61,11 +61,13 @@ def test_a_runnable_experiment_builds_its_stage_and_leaves_nothing_unbound(name)
         r"baseline_.*|.*_vlm_eval|mini_score_submission": "EvaluateAgents",
         r".*_eval": "Evaluate",
         r".*_submission": "WriteSubmission",
+        r"doctor": "Doctor",
         r"(mini_)?data_check": "DataCheck",
         r".*_cache_metrics": "CacheMetrics",
         r".*_cache(_navtest)?": "CacheHiddenStates",
         r".*_sft": "VlmSft",
         r".*_drive": "DriveOnce",
+        r".*_rl": "DiffGrpo",
         r"quickstart|.*_il(_ema)?": "Imitation",
     }
     kind = next(kind for pattern, kind in kinds.items() if re.fullmatch(pattern, name))

@@ -12,7 +12,7 @@ from recogdrive.training.fine_tuning import FineTuning
 from recogdrive.training.loop import Trainer
 from recogdrive.training.optim import AdamW, StepCosine
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("quick_to_compile")]
+pytestmark = pytest.mark.heavy
 
 STEPS = 300
 
@@ -66,7 +66,7 @@ class Hostile:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_sft, quick_to_compile, tmp_path_factory):
+def run(tiny_sft, tmp_path_factory):
     """Run folder and stream of the whole run."""
     folder = tmp_path_factory.mktemp("hostile")
     data = tiny_sft.data()

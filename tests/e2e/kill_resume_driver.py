@@ -4,7 +4,7 @@
 child for it (which starts JAX by itself, the parent never does), and answers with one JSON line. A request:
 
   workdir: run folder.
-  objective: "mlp", "planner" or "vlm"; steps: length of the run.
+  objective: "mlp", "planner", "grpo" or "vlm"; steps: length of the run.
   signal: what to send, 9 or 15; absent to let the run end by itself.
   event, count, delay_s: the signal goes out `delay_s` after the child reported its `count`-th "start", "batch", "save",
     "seal" or "log". The child reports through a pipe and goes on without waiting, so the signal hits wherever it is.
@@ -43,9 +43,12 @@ from recogdrive.models.vlm.config import LanguageConfig, VisionConfig, VlmConfig
 from recogdrive.models.vlm.internvl import InternVL
 from recogdrive.models.vlm.lora import Lora
 from recogdrive.models.vlm.trainable import TrainableSet
+from recogdrive.pdm.rewards.reward import DeviceReward, RewardScores, where_known
 from recogdrive.training import checkpoint, loop, manifest
 from recogdrive.training.fine_tuning import FineTuning
+from recogdrive.training.grpo import REFERENCE_PREFIX, DiffGrpoObjective, GrpoSettings
 from recogdrive.training.optim import AdamW, WarmupCosine
+from recogdrive.training.saved import has_checkpoint
 from recogdrive.training.state import to_stored
 
 SAVE_EVERY, LOG_EVERY, EVAL_EVERY = 4, 3, 10
@@ -89,14 +92,26 @@ class Samples:
             "status_feature": rng.normal(size=8).astype(np.float32),
             "trajectory": rng.normal(size=(8, 3)).astype(np.float32),
             "index": np.int32(index),
+            "reward/known": np.bool_(index % 7 != 0),
         }
+
+
+class EndReward(DeviceReward):
+    """Ends further ahead are worth more; some scenes have no reward, and in some all are worth the same."""
+
+    def __call__(self, batch, trajectories):
+        ahead = jnp.where(batch["index"][:, None] % 5 == 0, 1.0, trajectories[..., -1, 0])
+        return RewardScores(where_known(batch["reward/known"], ahead), {"ahead": ahead})
 
 
 def make_objective(name):
     if name == "mlp":
         return Mlp()
-    if name == "planner":
-        return DiffusionPlanner(context_width=6, heads=2, head_dim=4, layers=2, output_dim=8, hidden_dim=8)
+    if name in ("planner", "grpo"):
+        planner = DiffusionPlanner(context_width=6, heads=2, head_dim=4, layers=2, output_dim=8, hidden_dim=8)
+        if name == "planner":
+            return planner
+        return DiffGrpoObjective(planner, EndReward(), GrpoSettings(group_size=3))
     config = VlmConfig(
         vision=VisionConfig(width=16, layers=2, heads=2, mlp_width=24, image_size=28),
         language=LanguageConfig(width=16, layers=2, heads=2, kv_heads=1, mlp_width=24, vocab_size=768),
@@ -177,7 +192,6 @@ def train(request, pipe):
     jax.config.update("jax_compilation_cache_dir", str(Path(request["workdir"]).parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_disable_most_optimizations", request["objective"] == "vlm")  # Compiles in half the time.
     workdir = Path(request["workdir"])
     workdir.mkdir(parents=True, exist_ok=True)
     report_events(pipe)
@@ -198,7 +212,13 @@ def train(request, pipe):
     frozen = None
     if isinstance(objective, FineTuning):
         frozen = objective.init_frozen(jax.random.key(1))
-    state = trainer.fit(objective, stream, workdir, evaluate=weight_norm, frozen=frozen)
+    kept = None
+    if isinstance(objective, DiffGrpoObjective) and not has_checkpoint(workdir):
+        kept = {REFERENCE_PREFIX + name: value for name, value in objective.init(jax.random.key(1)).items()}
+    elif isinstance(objective, DiffGrpoObjective):  # Then only the checkpoint knows the reference policy.
+        shapes = jax.eval_shape(objective.init, jax.random.key(1))
+        kept = {REFERENCE_PREFIX + name: shape for name, shape in shapes.items()}
+    state = trainer.fit(objective, stream, workdir, evaluate=weight_norm, frozen=frozen, kept=kept)
     paths, _ = jax.tree_util.tree_flatten_with_path(to_stored(state))
     np.savez(workdir / "final.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths})
 

@@ -125,6 +125,8 @@ def test_a_run_killed_twenty_times_ends_bit_equal_to_an_undisturbed_one(driver, 
     ("objective", "steps", "delay_s"),
     [
         ("planner", PLANNER_STEPS, 0.001),
+        # Policy, reference policy and optimiser in one checkpoint; scenes without reward and groups of equal ones.
+        ("grpo", PLANNER_STEPS, 0.005),
         # Rows packed from conversations, adapters' dropout, stochastic depth, frozen weights handed in anew.
         ("vlm", VLM_STEPS, 0.005),
     ],

@@ -66,8 +66,8 @@ def module_file(dotted):
 
 @functools.cache
 def programs_of_tests():
-    """Import name -> module of what tests hand to other processes, which find it on a path of their own."""
-    found = (Path(m) for m in modules() if m.startswith("tests/"))
+    """Import name -> module of what tests hand to other processes and benchmarks share: found on paths of their own."""
+    found = (Path(m) for m in modules() if m.startswith(("tests/", "benchmarks/")))
     return {m.stem: str(m) for m in found if not m.stem.endswith("_test") and m.stem not in ("conftest", "__init__")}
 
 

@@ -4,7 +4,7 @@ import gin
 import pytest
 
 from recogdrive import composition, experiment
-from recogdrive.composition import compose
+from recogdrive.composition import compose, composed_text
 from recogdrive.experiment import ConfigurationError
 
 COMPONENT = "import recogdrive.data.context\n"
@@ -152,3 +152,10 @@ def test_no_folder_named_gin_is_a_package():
         p for p in root.rglob("gin/__init__.py") if not {".venv", "site-packages"} & set(p.relative_to(root).parts)
     ]
     assert packages == []
+
+
+def test_the_text_of_a_configuration_is_had_without_importing_what_it_names(gin_file):
+    case = gin_file("import no.such.module\nRADIUS = 4.0")
+    assert composed_text(None, [case], ["RADIUS=5"]).splitlines()[-1] == "RADIUS=5"
+    found = compose(None, [gin_file("RADIUS = 4.0")], ["RADIUS=5"]).text
+    assert found == composed_text(None, [gin_file("RADIUS = 4.0")], ["RADIUS=5"])

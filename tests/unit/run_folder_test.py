@@ -9,7 +9,7 @@ import pytest
 from recogdrive import run_folder
 from recogdrive.composition import Composition
 from recogdrive.experiment import ConfigurationError, Experiment
-from recogdrive.run_folder import RunFolder, write_text
+from recogdrive.run_folder import RunFolder, device, write_text
 
 EXPERIMENT = Experiment("debug_x", "A run.", starts_from="debug_il")
 
@@ -115,3 +115,12 @@ def test_the_commit_is_that_of_the_checkout_with_a_mark_for_changes(tmp_path, mo
     assert run_folder.commit_of_checkout() == commit
     (tmp_path / "file").write_text("two")
     assert run_folder.commit_of_checkout() == commit + "+changes"
+
+
+def test_a_machine_without_the_device_asked_for_is_recorded_with_the_reason(monkeypatch):
+    def none():
+        raise AssertionError
+
+    monkeypatch.setattr("jax.devices", none)
+    assert device()["platform"] is None
+    assert device()["problem"] == "none of the platforms asked for is there"

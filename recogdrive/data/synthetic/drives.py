@@ -46,6 +46,8 @@ TIMES_S = STEP_S * np.arange(
 RECORDED = slice(round(WARM_UP_S / STEP_S), None)
 FRAMES = slice(round(WARM_UP_S / STEP_S), None, round(FRAME_INTERVAL_S / STEP_S))
 """The recorded frames among the simulated times."""
+EARLIER_FRAMES = slice(FRAMES.start - FRAMES.step, -FRAMES.step, FRAMES.step)
+"""As many frames, seen one frame interval earlier: they begin within the warm-up."""
 _NOW = round(_HISTORY_S / STEP_S)
 """Index of the current time among the recorded ones."""
 

@@ -1,12 +1,16 @@
 """The extended PDM score of a single scene as a reward."""
 
 import gin
+import jax
 from jaxtyping import Array, Float
 
 from recogdrive.pdm.extended import score_extended_once
 from recogdrive.pdm.extended_scores import SUB_SCORES
 from recogdrive.pdm.rewards.reward import Batch, DeviceReward, RewardScores, known_scenes, where_known
 from recogdrive.pdm.rewards.scene_layout import ExtendedLayout
+
+_score_once = jax.jit(score_extended_once)
+"""Part of the step's program; outside of one, as in a notebook, still compiled."""
 
 
 @gin.register
@@ -23,7 +27,7 @@ class EpdmsReward(DeviceReward):
 
     def __call__(self, batch: Batch, trajectories: Float[Array, "B G 8 3"]) -> RewardScores:
         """See `DeviceReward`."""
-        scores = score_extended_once(self.layouts[0].batch(batch), trajectories)
+        scores = _score_once(self.layouts[0].batch(batch), trajectories)
         known = known_scenes(batch, len(trajectories))
         total = where_known(known, scores.score)
         parts = {f"epdms_{name}": where_known(known, getattr(scores, name)) for name in SUB_SCORES}

@@ -1,6 +1,7 @@
 """The PDM score as a reward."""
 
 import gin
+import jax
 from jaxtyping import Array, Float
 
 from recogdrive.pdm.rewards.reward import Batch, DeviceReward, RewardScores, known_scenes, where_known
@@ -17,6 +18,9 @@ PARTS = (
     "comfort",
 )
 """Sub-scores of `PdmScores`."""
+
+_score_once = jax.jit(score_once, static_argnames="weights")
+"""Part of the step's program; outside of one, as in a notebook, still compiled."""
 
 
 @gin.register
@@ -37,7 +41,7 @@ class PdmsReward(DeviceReward):
 
     def __call__(self, batch: Batch, trajectories: Float[Array, "B G 8 3"]) -> RewardScores:
         """See `DeviceReward`."""
-        scores = score_once(self.layouts[0].batch(batch), trajectories, self.weights)
+        scores = _score_once(self.layouts[0].batch(batch), trajectories, weights=self.weights)
         known = known_scenes(batch, len(trajectories))
         total = where_known(known, scores.score)
         return RewardScores(

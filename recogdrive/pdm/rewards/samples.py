@@ -63,7 +63,7 @@ class RewardedSamples:
       records: Of the same split.
       layouts: Of the reward; with none, no record is read and every sample counts as known.
       sizes: By the layouts' prefixes, see `Survey`.
-      keep_gib: Entries stay in memory once made until they weigh this much; about half a mebibyte each for real scenes.
+      keep_gib: Entries stay in memory once made until they weigh this much; about a mebibyte a real scene and layout.
 
     Raises:
       ValueError: A layout has no sizes.

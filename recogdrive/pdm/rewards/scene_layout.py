@@ -51,7 +51,7 @@ _EXTENDED_AXES = ExtendedBatch(
 _ROUNDED_TO = Sizes(agents=8, centerline=64, cells=1024, edges=1024, words=1)
 _HISTORY_ROUNDED_TO = 4
 _LIGHTS_ROUNDED_TO = LightSizes(lights=4, vertices=16)
-_TYPICAL = Sizes(agents=128, centerline=512, cells=40960, edges=24576, words=2)
+_TYPICAL = Sizes(agents=128, centerline=512, cells=24576, edges=24576, words=2)
 
 
 class SceneLayout(abc.ABC, Generic[AnySizes, AnyBatch]):

@@ -16,7 +16,7 @@ from recogdrive.pdm.rewards.scene_layout import SceneLayout
 from recogdrive.pdm.rewards.workers import begin, begin_arguments, run_task
 from recogdrive.pdm.validation import validate
 
-_RECORDS_PER_TASK = 32
+_RECORDS_PER_TASK = 8
 _PROGRESS_S = 10
 
 _Sizes = dict[str, Any]

@@ -14,7 +14,7 @@ import pytest
 from recogdrive.data import navsim
 from recogdrive.data.navsim import NavsimScenes
 from recogdrive.data.safe_pickle import load_log_pickle
-from recogdrive.data.samples import SceneSource
+from recogdrive.data.samples import NavsimSplit, SceneSource, TimedScenes
 from recogdrive.data.scene_filter import SceneFilter
 from recogdrive.data.types import PACIFICA, AgentClass, Box, MapLayer
 from recogdrive.geometry import from_frame, wrap_angle
@@ -60,6 +60,11 @@ def test_a_scene_without_route_at_its_current_frame_is_dropped_only_when_one_is_
     source = NavsimScenes(str(root), scene_filter=EVERY)
     assert windows(source) == [("log-a000", 3), ("log-a000", 5)] and source.report["dropped_no_route"] == 1
     assert len(NavsimScenes(str(root), scene_filter=dataclasses.replace(EVERY, has_route=False))) == 3
+
+
+def test_clocks_and_split_are_known_without_building_scenes(real):
+    assert [real.time_of(i) for i in range(0, len(real), 7)] == [real[i].timestamp_us for i in range(0, len(real), 7)]
+    assert isinstance(real, TimedScenes) and isinstance(real, NavsimSplit) and real.split == "mini"
 
 
 def test_only_listed_tokens_are_kept(make_frames, write_data):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recogdrive.evaluation.frame_pairs import compare_frames, compared_columns, previous_frames
+from recogdrive.evaluation.frame_pairs import compare_frames, compared_columns, previous_frames, spread_scenes
 from recogdrive.pdm.state import EgoState
 
 
@@ -56,3 +56,26 @@ def test_drives_come_with_what_is_compared_and_their_own_earlier_frame():
 
 def test_without_pairs_nothing_is_compared():
     assert compare_frames({}, [], None) == {}
+
+
+@pytest.mark.parametrize("count, limit", [(100, 5), (7, 7), (3, 9), (1000, 256), (2, 1)])
+def test_without_pairs_evenly_spaced_scenes_are_taken(count, limit):
+    expected = np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(int))
+    assert spread_scenes(count, limit, {}) == expected.tolist()
+
+
+@pytest.mark.parametrize("limit, expected", [(4, [0, 1, 8, 9]), (7, [0, 1, 4, 5, 8, 9]), (1, [1]), (10, range(10))])
+def test_consecutive_frames_are_taken_together(limit, expected):
+    assert spread_scenes(10, limit, {2 * k + 1: (2 * k, 5) for k in range(5)}) == list(expected)
+
+
+def test_a_series_of_frames_falls_into_pairs_and_single_scenes_are_taken_alike():
+    # Frames 0 to 4 follow each other: (0, 1), (2, 3), 4; then 5 to 8 alone.
+    pairs = {k: (k - 1, 5) for k in range(1, 5)}
+    assert spread_scenes(9, 9, pairs) == list(range(9))
+    assert spread_scenes(9, 5, pairs) == [0, 1, 4, 6, 8]
+    assert spread_scenes(9, 3, pairs) == [0, 1, 8]
+
+
+def test_a_pair_in_another_order_than_the_clocks_stays_together():
+    assert spread_scenes(4, 2, {0: (3, 5), 1: (2, 5)}) == [1, 2]

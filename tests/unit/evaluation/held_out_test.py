@@ -11,8 +11,6 @@ from recogdrive.data.vlm.stream import BatchesOnce
 from recogdrive.evaluation.held_out import HeldOutEvaluation, HeldOutLoss, SampleAnswers, evenly_spaced
 from recogdrive.training.sharding import DataParallel
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def held_out(tiny_sft, tmp_path_factory):
@@ -26,7 +24,7 @@ def batches(tiny_sft, held_out, reduction):
 
 
 @pytest.fixture(scope="module")
-def model(tiny_sft, quick_to_compile):
+def model(tiny_sft):
     """A model and weights that guess something: the head is drawn wide."""
     vlm = tiny_sft.vlm()
     params = dict(jax.jit(vlm.init)(jax.random.key(4)))

@@ -77,3 +77,9 @@ def test_sources_are_built_by_gin(tmp_path, straight_scene):
     source = gin.get_configurable("CachedPdmScenes")()
     assert source(straight_scene).token == straight_scene.token
     assert gin.get_configurable("TownPdmScenes")()(straight_scene).normaliser_name == "expert"
+
+
+def test_cached_records_are_found_without_a_scene(tmp_path, assert_same):
+    town = SyntheticTown(num_scenes=2, seed=1)
+    _write(tmp_path, *town)
+    assert_same(CachedPdmScenes(str(tmp_path)).by_token(town[1].token), pdm_scene(town[1]))

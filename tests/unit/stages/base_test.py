@@ -7,7 +7,7 @@ import gin
 import pytest
 
 from recogdrive.composition import Composition
-from recogdrive.experiment import ConfigurationError, find_experiment
+from recogdrive.experiment import ConfigurationError, Experiment, find_experiment
 from recogdrive.stages import base
 from recogdrive.stages.base import Description, Parameter
 from recogdrive.training.checkpoint import CheckpointError
@@ -154,8 +154,9 @@ def test_a_description_shows_every_section_with_totals():
 
 
 def test_the_description_of_an_experiment_without_stage_says_what_is_missing():
-    text = base.describe(composition("2b_rl"))
-    assert "# Not in this version\n\n2b_rl needs the DiffGRPO stage" in text
+    later = Experiment("later", "Waits.", missing="a stage of its own")
+    text = base.describe(Composition(later, "A = 1\n"))
+    assert "# Not in this version\n\nlater needs a stage of its own" in text
     assert "# Parameters" not in text
 
 

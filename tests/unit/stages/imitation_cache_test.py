@@ -105,7 +105,7 @@ def test_a_scene_that_is_not_cached_stops_training_before_it_begins(cached, tmp_
     source = stage._splits.open_train()
     stage._splits = dataclasses.make_dataclass("Splits", [])()
     stage._splits.open_train = lambda: work.town(9, 4)()
-    stage._splits.open_evaluate = lambda: {"val": source}
+    stage._splits.open_evaluate = stage._splits.open_validate = lambda: {"val": source}
     stage._splits.describe = dict
     with pytest.raises(HiddenCacheError, match="4 of 4 scenes of town_9 are not in"):
         stage.run(open_folder(tmp_path / "run"), None)

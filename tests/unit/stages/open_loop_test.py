@@ -13,9 +13,11 @@ from recogdrive.models.planner.official_checkpoint import save_official
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.from_scene import pdm_scene
 from recogdrive.pdm.scores import PdmScores
+from recogdrive.pdm.state import EgoState
 from recogdrive.stages import open_loop
 from recogdrive.stages.open_loop import OpenLoop, headline
 
+PERIODIC = ("ade", "fde", "miss_rate", "heading_error", "tail_reverse_share", "tail_stop_share")
 CONTEXT = SceneTokens(num_map_tokens=4, num_agent_tokens=2)
 
 
@@ -68,7 +70,7 @@ def test_periodic_metrics_are_those_of_the_weights_handed_over(straight_scene, a
     evaluate = OpenLoop(pictures=0).periodic(agent, CONTEXT, splits)
     assert evaluate(0.0, 1)["fde"] == pytest.approx(0.0, abs=1e-5)
     found = evaluate(3.0, 2)
-    assert set(found) == {f"{p}{m}" for p in ("", "other/") for m in ("ade", "fde", "miss_rate", "heading_error")}
+    assert set(found) == {f"{p}{m}" for p in ("", "other/") for m in PERIODIC}
     assert found["fde"] == pytest.approx(3.0, abs=1e-5) and found["other/ade"] == pytest.approx(3.0, abs=1e-5)
     assert found["miss_rate"] == 1.0 and found["heading_error"] == pytest.approx(0.0, abs=1e-6)
 
@@ -79,6 +81,78 @@ def test_periodic_evaluation_takes_evenly_spaced_scenes_and_reads_each_once(stra
     evaluate(0.0, 1)
     evaluate(1.0, 2)
     assert source.built == [0, 25, 50, 74, 99]
+
+
+class TailOf:
+    """Plans to drive straight on at 10 m/s, but for the last interval, whose lengths in metres are its weights."""
+
+    name = "planner"
+
+    def plan_batches(self, batches):
+        count = sum(rows for _, rows in batches)
+        planned = np.zeros((count, 8, 3), dtype=np.float32)
+        planned[:, :7, 0] = np.arange(1, 8) * 5.0
+        planned[:, 6, 0] = planned[:, 5, 0]
+        planned[:, 7, 0] = planned[:, 6, 0] + np.asarray(self.params)
+        return planned
+
+
+def test_periodic_metrics_count_plans_that_end_backwards_or_standing(straight_scene):
+    splits = {"val": Source(straight_scene, 4)}
+    found = OpenLoop(pictures=0).periodic(TailOf(), CONTEXT, splits)([-1.0, 0.0, 0.1, 2.0], 1)
+    assert (found["tail_reverse_share"], found["tail_stop_share"]) == (0.25, 0.5)
+
+
+class Frames(Source):
+    """Scenes in pairs half a second apart, of a log each, except for the last, which is alone."""
+
+    def log_of(self, index):
+        return f"log_{index // 2}"
+
+    def time_of(self, index):
+        return 1_000_000 + 500_000 * (index % 2)
+
+    def __getitem__(self, index):
+        scene = super().__getitem__(index)
+        return dataclasses.replace(scene, log_name=self.log_of(index), timestamp_us=self.time_of(index))
+
+
+def test_periodic_evaluation_takes_consecutive_frames_together(straight_scene, agent):
+    source = Frames(straight_scene, 101)
+    OpenLoop(scenes_during_training=5, pictures=0).periodic(agent, CONTEXT, {"val": source})
+    assert source.built == [0, 1, 50, 51, 100]
+
+
+class Comparing:
+    """Finds a later drive comfortable where its heading at the start is above the earlier one's."""
+
+    def compare(self, current, previous, steps):
+        assert steps == 5
+        return (current[:, 0, EgoState.HEADING] > previous[:, 0, EgoState.HEADING]).astype(float)
+
+
+def test_extended_comfort_is_the_mean_over_pairs_of_frames_that_can_be_scored(straight_scene, agent, scorer):
+    class Turning(Scorer):
+        def score(self, scenes, trajectories):
+            scores = super().score(scenes, trajectories)
+            scores.states[..., EgoState.HEADING] = np.array([0.0, 1.0, 5.0, 3.0, 7.0])[:, None, None]
+            return scores
+
+    # Of 0 1 2 3 4 5 6, where 4 cannot be scored and 6 is alone, 0-1 and 2-3 are compared.
+    component = OpenLoop(
+        pdm_scenes=PdmScenes(failing=(f"{4:016x}", f"{6:016x}")),
+        scorer=Turning(agent.driven),
+        extended_scorer=Comparing(),
+        pictures=0,
+    )
+    evaluate = component.periodic(agent, CONTEXT, {"val": Frames(straight_scene, 7)})
+    assert evaluate(0.0, 1)["extended_comfort"] == 0.5
+
+
+def test_extended_comfort_is_left_out_where_no_frames_follow_each_other(straight_scene, agent, scorer):
+    component = OpenLoop(pdm_scenes=PdmScenes(), scorer=scorer, pictures=0)
+    found = component.periodic(agent, CONTEXT, {"val": Source(straight_scene, 3)})(0.0, 1)
+    assert "pdms" in found and "extended_comfort" not in found
 
 
 def test_periodic_pictures_are_figures_named_after_their_split(straight_scene, agent):

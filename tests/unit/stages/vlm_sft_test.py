@@ -21,8 +21,6 @@ from recogdrive.training.checkpoint import load_params
 from recogdrive.training.loop import Trainer
 from recogdrive.training.optim import AdamW, Constant
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 STEPS = 4
 LAYER = "model.vision_tower.encoder.layer.*."
 
@@ -73,7 +71,7 @@ def from_random_weights(tiny_sft, steps=STEPS):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_sft, quick_to_compile, tmp_path_factory):
+def trained(tiny_sft, tmp_path_factory):
     path = tmp_path_factory.mktemp("sft") / "trained"
     return path, from_random_weights(tiny_sft).run(open_folder(path), None)
 

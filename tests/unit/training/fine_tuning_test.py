@@ -13,13 +13,11 @@ from recogdrive.training.sharding import DataParallel
 from recogdrive.training.state import create_state
 from recogdrive.training.step import make_train_step
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 LAYER = "model.vision_tower.encoder.layer.*.mlp.fc1."
 
 
 @pytest.fixture(scope="module")
-def params(tiny_sft, quick_to_compile):
+def params(tiny_sft):
     vlm = tiny_sft.vlm()
     return {name: np.asarray(value) for name, value in jax.jit(vlm.init)(jax.random.key(0)).items()}
 

@@ -334,3 +334,21 @@ def test_a_run_that_a_threshold_stopped_is_saved_and_goes_on_as_if_it_had_not_be
     assert list(map(without_timings, lines(tmp_path / "stopped"))) == list(
         map(without_timings, lines(tmp_path / "straight"))
     )
+
+
+def test_the_start_is_evaluated_once_and_never_the_best(linear, stream, tmp_path):
+    seen = []
+
+    def evaluate(params, step):
+        seen.append(step)
+        return {"ade": step}
+
+    settings = {"eval_every": 3, "eval_at_start": True, "save_every": 3, "best_metric": "ade"}
+    # Left by a run that was killed before its first checkpoint.
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval/ade": 7}\n')
+    trainer(3, **settings).fit(linear(), stream(), tmp_path, evaluate)
+    trainer(6, **settings).fit(linear(), stream(), tmp_path, evaluate)
+    assert seen == [0, 3, 6]
+    assert [line["eval/ade"] for line in lines(tmp_path) if "eval/ade" in line] == [0, 3, 6]
+    best, third = load_params(tmp_path), load_params(tmp_path / "checkpoints" / "3")
+    np.testing.assert_array_equal(best["weight"], third["weight"])

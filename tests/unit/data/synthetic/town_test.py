@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import shapely
 
+from recogdrive.data.context import SceneTokens
 from recogdrive.data.synthetic import expert
 from recogdrive.data.synthetic.town import SyntheticTown
 from recogdrive.data.types import Box, Command, MapLayer
+from recogdrive.data.vlm.cameras import TownCamera
 from recogdrive.geometry import box_corners, from_frame, to_frame
 from recogdrive.pdm.from_scene import pdm_scene
 from recogdrive.pdm.scorer import PdmScorer
@@ -183,12 +185,17 @@ def test_the_expert_touches_nothing(scenes):
             assert not shapely.intersects(shapely.Polygon(pose), shapely.polygons(boxes)).any(), scene.token
 
 
-def test_the_pdm_score_finds_nothing_wrong_with_the_expert(scenes):
-    some = scenes[:48]
+@pytest.fixture(scope="module")
+def expert_scores(scenes, pairs):
+    """Of 48 scenes and of both frames of eight drives, one after the other: scored at once, compiled once."""
+    some = scenes[:48] + [scene for earlier, later, _ in pairs for scene in (earlier, later)]
     driven = np.stack([scene.future[None, :8] for scene in some])
-    scores = PdmScorer(dtype="float32").score([pdm_scene(scene) for scene in some], driven)
-    assert scores.score[:, 0].tolist() == pytest.approx([1.0] * len(some), abs=1e-6)
-    np.testing.assert_array_equal(scores.driving_direction_compliance, 1.0)
+    return PdmScorer(dtype="float32").score([pdm_scene(scene) for scene in some], driven)
+
+
+def test_the_pdm_score_finds_nothing_wrong_with_the_expert(expert_scores):
+    assert expert_scores.score[:48, 0].tolist() == pytest.approx([1.0] * 48, abs=1e-6)
+    np.testing.assert_array_equal(expert_scores.driving_direction_compliance[:48], 1.0)
 
 
 def test_velocity_agrees_with_the_history_poses(scenes):
@@ -301,6 +308,8 @@ def test_an_unknown_layout_is_answered_with_the_nearest():
         ({"num_scenes": 1, "layouts": ()}, "layouts="),
         ({"num_scenes": 1, "layouts": "curve"}, "layouts='curve'"),
         ({"num_scenes": 1, "map_radius_m": 0.0}, "map_radius_m=0.0"),
+        ({"num_scenes": 4, "frames_per_drive": 3}, "frames_per_drive=3 must be 1 or 2"),
+        ({"num_scenes": 5, "frames_per_drive": 2}, "num_scenes=5 must be even with frames_per_drive=2, e.g. 6"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -312,3 +321,74 @@ def test_gin_binds_its_arguments():
     gin.parse_config("SyntheticTown.num_scenes = 3\nSyntheticTown.layouts = ('merge',)")
     town = gin.get_configurable("SyntheticTown")()
     assert (len(town), town.kind_of(1)) == (3, "merge")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """(Earlier scene, later scene, the scene of the town with one frame a drive) of eight drives."""
+    two = SyntheticTown(num_scenes=16, seed=3, first_scene=2, frames_per_drive=2)
+    one = SyntheticTown(num_scenes=8, seed=3, first_scene=2)
+    return [(two[2 * k], two[2 * k + 1], one[k]) for k in range(8)]
+
+
+def test_the_later_frame_of_a_drive_is_the_scene_that_there_is_with_one_frame(pairs):
+    for _, later, alone in pairs:
+        assert_equal_scenes(later, alone)
+        assert (later.log_name, later.timestamp_us, later.red_light_connectors) == (
+            alone.log_name,
+            alone.timestamp_us,
+            alone.red_light_connectors,
+        )
+
+
+def test_the_earlier_frame_is_half_a_second_before_in_the_same_log(pairs):
+    for earlier, later, _ in pairs:
+        assert later.timestamp_us - earlier.timestamp_us == 500_000
+        assert earlier.log_name == later.log_name and earlier.token != later.token
+        assert (earlier.future.shape, len(earlier.detections)) == ((10, 3), 14)
+
+
+def test_both_frames_see_the_same_drive(pairs):
+    for earlier, later, _ in pairs:
+        first = from_frame(np.concatenate([earlier.ego.poses, earlier.future]), earlier.origin)
+        second = from_frame(np.concatenate([later.ego.poses, later.future]), later.origin)
+        np.testing.assert_allclose(first[1:, :2], second[:-1, :2], atol=1e-6)
+        np.testing.assert_array_equal(earlier.ego.velocity[1:], later.ego.velocity[:-1])
+        np.testing.assert_array_equal(earlier.ego.command[1:], later.ego.command[:-1])
+
+
+def test_both_frames_see_the_same_objects_under_the_same_tokens(pairs):
+    for earlier, later, _ in pairs:
+        for before, after in zip(earlier.detections[1:], later.detections[:-1], strict=True):
+            assert before.track_tokens == after.track_tokens
+            first, second = (
+                from_frame(detections.boxes[:, [Box.X, Box.Y, Box.HEADING]], scene.origin)
+                for detections, scene in ((before, earlier), (after, later))
+            )
+            np.testing.assert_allclose(first[:, :2], second[:, :2], atol=1e-6)
+
+
+def test_tokens_logs_clocks_and_counts_of_pairs_are_those_of_the_scenes(pairs):
+    town = SyntheticTown(num_scenes=16, seed=3, first_scene=2, frames_per_drive=2)
+    built = [scene for earlier, later, _ in pairs for scene in (earlier, later)]
+    assert [scene.token for scene in built] == list(town.tokens) and len(set(town.tokens)) == 16
+    assert [scene.log_name for scene in built] == [town.log_of(i) for i in range(16)]
+    assert [scene.timestamp_us for scene in built] == [town.time_of(i) for i in range(16)]
+    assert town.report == {"scenes": 16, **dict.fromkeys(KINDS, 4)}
+
+
+def test_the_report_counts_scenes_of_pairs_where_kinds_do_not_come_equally_often():
+    report = SyntheticTown(num_scenes=10, first_scene=3, frames_per_drive=2).report
+    assert report == {"scenes": 10, "straight": 2, "curve": 2, "intersection": 2, "merge": 4}
+
+
+def test_the_driver_of_these_pairs_scores_fully_from_both_frames_on(expert_scores):
+    assert expert_scores.score[48:, 0].tolist() == pytest.approx([1.0] * 16, abs=1e-6)
+
+
+def test_context_tokens_and_pictures_can_be_made_of_both_frames(pairs):
+    context, camera = SceneTokens(), TownCamera(64, 36)
+    for earlier, later, _ in pairs[:4]:
+        tokens = [context(scene).tokens for scene in (earlier, later)]
+        assert tokens[0].shape == tokens[1].shape and not np.array_equal(*tokens)
+        assert camera.picture(earlier).open().size == (64, 36)
