@@ -232,7 +232,9 @@ def _wait(process: subprocess.Popen, folder: Path, timing: bool, limit_s: float,
             if not failure.get("out_of_memory"):
                 raise ConfigurationError(f"--compile_for={topology}: {failure['message']}")
             if not _is_planned(folder):
-                raise OutOfMemoryError(f"--compile_for={topology}: it does not fit. {failure['message']}")
+                needed = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", failure["message"])
+                why = f"needs {needed[1]} GiB of {needed[2]}" if needed else failure["message"]
+                raise OutOfMemoryError(f"--compile_for={topology}: it does not fit, {why}")
             return
         if (folder / worker.RESULT_FILE).exists() or (not timing and _is_planned(folder)):
             return
