@@ -86,7 +86,8 @@ def optimised_where_it_counts(request):
         return
     import jax
 
-    before, variable = jax.config.jax_disable_most_optimizations, os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    before = jax.config.values["jax_disable_most_optimizations"]
+    variable = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
     jax.config.update("jax_disable_most_optimizations", False)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
     yield

@@ -33,8 +33,18 @@ CURVES = (
     ("Training loss", ("loss", "train/loss")),
     ("Learning rate", ("lr", "learning_rate", "train/lr")),
     ("Gradient norm", ("grad_norm", "train/grad_norm")),
+    ("Reward", ("reward", "group/best_reward")),
+    ("Divergence from the reference policy", ("drift/kl",)),
 )
 """Title of a chart -> names its values may have in the loss curve."""
+
+EVALUATIONS = (
+    ("pdms", "PDM score during training"),
+    ("fde", "FDE at 4 s during training (m)"),
+    ("tail_reverse_share", "Plans that end backwards, during training"),
+    ("extended_comfort", "Two-frame extended comfort during training"),
+)
+"""Metric of a periodic evaluation -> title of its chart."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +85,19 @@ def read_training_curves(path: Path) -> TrainingCurves:
 
 
 def training_charts(curves: TrainingCurves) -> list[str]:
-    """One chart each for loss, learning rate and gradient norm, and for FDE and PDM score of evaluations."""
+    """One chart each for loss, learning rate, gradient norm, reward and drift, and for what evaluations found."""
     charts = []
     for title, names in CURVES:
         lines = {name: curves.series[name] for name in names if name in curves.series}
         if lines:
             charts.append(line_chart(title, lines))
     # The headline split has the plain name, further splits have theirs before it: a line each.
-    for metric, title in (("pdms", "PDM score during training"), ("fde", "FDE at 4 s during training (m)")):
-        evaluations = {name: line for name, line in curves.series.items() if name.split("/")[-1] == metric}
+    for metric, title in EVALUATIONS:
+        evaluations = {
+            name: line
+            for name, line in curves.series.items()
+            if name.startswith("eval/") and name.split("/")[-1] == metric
+        }
         if evaluations:
             charts.append(line_chart(title, evaluations, markers=True))
     return charts

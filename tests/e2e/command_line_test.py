@@ -154,7 +154,7 @@ def test_a_dry_run_counts_the_scenes_of_every_split(tmp_path, navsim_mini, forke
     "flags, bindings, message",
     [
         (["--experiment=quikstart"], [], "Did you mean 'quickstart'"),
-        (["--experiment=8b_rl"], [], "8b_rl cannot run in this version: it needs"),
+        (["--experiment=8b_rl"], [], "8b_rl starts from the weights of 8b_il: pass --gin_bindings"),
         (["--experiment=debug_il", "extra"], [], "Unexpected argument 'extra'"),
         ([], [], "pass --experiment=NAME"),
         (["--experiment=debug_il"], ["BATCHSIZE=3"], "Did you mean 'BATCH_SIZE'"),

@@ -15,11 +15,11 @@ DESCRIBE_ALL = """
 import recogdrive
 from recogdrive.composition import compose
 from recogdrive.experiment import config_root, load_registry
-from recogdrive.stages import base, imitation
+from recogdrive.stages import base, diffgrpo, imitation
 print("PACKAGE", recogdrive.__file__)
 print("CONFIGS", config_root())
 # Compiling every network to ask for its memory takes minutes and is tested elsewhere; here files have to be found.
-imitation.training_memory = lambda *_: {}
+imitation.training_memory = diffgrpo.training_memory = lambda *_, **__: {}
 for name, experiment in load_registry().items():
     print("DESCRIBED", name, len(base.describe(compose(experiment, [], []))))
 """

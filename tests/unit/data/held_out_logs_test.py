@@ -149,7 +149,7 @@ def test_what_gives_no_part_is_refused_with_the_remedy(arguments, message):
         LogPart(lambda: city(logs=1, scenes=40), **arguments)
 
 
-def test_the_real_training_log_is_read_once_and_divided_by_its_fragment(navsim_mini, monkeypatch):
+def test_the_real_log_to_train_on_is_read_once_and_divided_by_its_fragment(navsim_mini, monkeypatch):
     opened = []
     monkeypatch.setattr(
         "recogdrive.data.navsim.find_data_root", lambda given, real=None: opened.append(given) or navsim_mini
@@ -158,7 +158,7 @@ def test_the_real_training_log_is_read_once_and_divided_by_its_fragment(navsim_m
     gin.parse_config_file("gin/data/navsim_mini_rl.gin")
     splits = gin.get_configurable("PlanningSplits")()
     train, held_out = splits.open_train(), splits.open_validate()["held_out"]
-    assert (len(train), len(held_out), len(opened)) == (14, 3, 1)
+    assert (len(train), len(held_out), len(opened)) == (14, 4, 1)
     whole = splits.open_evaluate()["train"]
     assert train.tokens + held_out.tokens == whole.tokens
     assert [held_out.time_of(i) for i in range(3)] == [whole[i].timestamp_us for i in range(14, 17)]

@@ -169,7 +169,9 @@ def test_agents_without_a_score_have_no_chart():
 
 def test_the_pdm_score_of_evaluations_is_a_training_chart():
     step = np.array([1.0, 2.0])
-    curves = TrainingCurves(dict.fromkeys(("pdms", "other/pdms", "loss"), (step, step / 3)))
+    curves = TrainingCurves(
+        dict.fromkeys(("eval/pdms", "eval/other/pdms", "reward_part/pdms", "loss"), (step, step / 3))
+    )
 
     (chart,) = [svg for svg in training_charts(curves) if "PDM score during training" in svg]
-    assert "<!-- other/pdms -->" in chart
+    assert "<!-- eval/other/pdms -->" in chart and "reward_part" not in chart

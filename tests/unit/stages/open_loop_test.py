@@ -347,7 +347,7 @@ def test_the_agent_takes_batch_size_and_seed_from_the_component(monkeypatch):
     made = {}
     monkeypatch.setattr(open_loop, "PlannerAgent", lambda *a, **k: made.update(k))
     OpenLoop(batch_size=7, seed=5).agent("planner", "weights", CONTEXT)
-    assert made == {"batch_size": 7, "seed": 5}
+    assert made == {"batch_size": 7, "seed": 5, "name": None}
 
 
 def test_the_log_line_counts_invalid_answers(caplog, straight_scene, tmp_path):

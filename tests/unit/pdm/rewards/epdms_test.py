@@ -9,18 +9,18 @@ from recogdrive.pdm.extended_scores import SUB_SCORES
 from recogdrive.pdm.map_index import build_map_index
 from recogdrive.pdm.rewards.epdms import EpdmsReward
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("quick_to_compile")]
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module")
-def rewarded(quick_to_compile, records, plans, batch_of):
+def rewarded(records, plans, batch_of):
     reward = EpdmsReward()
     sizes = ExtendedSizes.fitting(records, [build_map_index(record) for record in records])
     return reward.submit(batch_of(records, reward.layouts[0], sizes), np.concatenate([plans, plans[:1]]))
 
 
 @pytest.fixture(scope="module")
-def scores(quick_to_compile, records, plans):
+def scores(records, plans):
     return ExtendedScorer(dtype="float32").score(records, plans)
 
 

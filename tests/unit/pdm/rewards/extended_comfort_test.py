@@ -9,8 +9,6 @@ from recogdrive.pdm.rewards.extended_comfort import ExtendedComfort
 from recogdrive.pdm.simulator import simulate
 from recogdrive.pdm.trajectory import absolute_poses, interpolate_candidate
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @jax.jit
 def driven(states, plans):
@@ -45,7 +43,7 @@ def rollouts(straight):
 
 
 @pytest.fixture(scope="module")
-def found(quick_to_compile, batch, rollouts):
+def found(batch, rollouts):
     return jax.jit(ExtendedComfort().submit)(batch, rollouts)
 
 

@@ -16,7 +16,7 @@ from recogdrive.pdm.rewards.pdms import PARTS, PdmsReward
 from recogdrive.pdm.scorer import PdmScorer
 from recogdrive.pdm.scores import REINFORCEMENT_WEIGHTS
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("quick_to_compile")]
+pytestmark = pytest.mark.heavy
 ROUNDING = 1e-5
 """Between float32 and float64."""
 
@@ -33,13 +33,13 @@ def trajectories(plans):
 
 
 @pytest.fixture(scope="module")
-def rewarded(quick_to_compile, batch, trajectories):
+def rewarded(batch, trajectories):
     reward = PdmsReward()
     return jax.jit(lambda *args: reward.collect(reward.submit(*args), args[1]))(batch, trajectories)
 
 
 @pytest.fixture(scope="module")
-def scores(quick_to_compile, records, plans):
+def scores(records, plans):
     return PdmScorer(REINFORCEMENT_WEIGHTS, dtype="float64", max_scenes=1).score(records, plans)
 
 
