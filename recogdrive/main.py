@@ -1,6 +1,7 @@
 """Command line: `python -m recogdrive.main --experiment=NAME --workdir=DIR`."""
 
 import logging as stdlib_logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,9 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from recogdrive.experiment import ConfigurationError, find_experiment, format_registry, load_registry
+from recogdrive.hosts.settings import ADDRESS, COUNT, ID, VARIABLES, HostSettings, detect
+from recogdrive.hosts.supervisor import MEMBER_VARIABLE, supervise
+from recogdrive.hosts.tpu_metadata import tpu_metadata
 
 if TYPE_CHECKING:
     from recogdrive.composition import Composition
@@ -28,6 +32,11 @@ _COMPILE_FOR = flags.DEFINE_string(
 _COMPILE_TIMING = flags.DEFINE_bool(
     "compile_timing", False, "With --compile_for: finish compiling, which takes minutes, for an estimate of the time."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, for a run of several processes that nothing else tells of."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has; see docs/hosts.md.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 _LIST = flags.DEFINE_bool("list", False, "Print the registered experiments and stop.")
 
 BAD_REQUEST_EXIT_CODE = 2
@@ -53,7 +62,10 @@ def _run() -> int:
     if experiment is not None and not _DRY_RUN.value:
         experiment.require_runnable()
     # From here on torch and jax are needed; --list and an unknown name are answered without them.
+    if (settings := _settings()).num_processes > 1:
+        return _supervise(settings)
     from recogdrive.composition import compose
+    from recogdrive.hosts import member
     from recogdrive.stages import base
 
     composition = compose(experiment, _GIN_FILE.value, _GIN_BINDINGS.value)
@@ -65,7 +77,22 @@ def _run() -> int:
         return _compile(composition, workdir)
     logging.set_verbosity(logging.INFO)
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # Else it tells of every accelerator it lacks.
-    return base.execute(composition, workdir)
+    return member.run(lambda: base.execute(composition, workdir))
+
+
+def _settings() -> HostSettings:
+    """Which of several processes this is; what only prints, or works for such a one already, is alone."""
+    if _DRY_RUN.value or _COMPILE_FOR.value is not None or MEMBER_VARIABLE in os.environ:
+        return HostSettings()
+    flags_given = {ADDRESS: _COORDINATOR.value, COUNT: _NUM_PROCESSES.value, ID: _PROCESS_ID.value}
+    return detect(flags_given, os.environ, tpu_metadata)
+
+
+def _supervise(settings: HostSettings) -> int:
+    own = tuple(f"--{name}" for name in VARIABLES)
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith(own)]
+    workdir = Path(_WORKDIR.value or Path("runs") / (_EXPERIMENT.value or "custom"))
+    return supervise(settings, [sys.executable, "-m", "recogdrive.main", *arguments], workdir, arguments)
 
 
 def _compile(composition: "Composition", workdir: Path) -> int:

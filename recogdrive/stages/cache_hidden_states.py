@@ -94,6 +94,8 @@ class CacheHiddenStates:
       ValueError: A number out of range, or an unknown storage.
     """
 
+    runs_on_several_processes = True
+
     def __init__(
         self,
         splits: PlanningSplits,
