@@ -228,7 +228,7 @@ def require_shared(folder: Path) -> None:
 def _seen(folder: Path, name: str) -> bool:
     # Listing asks the server, where looking for the name may be answered from memory.
     try:
-        return name in os.listdir(folder)
+        return name in {path.name for path in folder.iterdir()}
     except OSError:
         return False
 

@@ -1,7 +1,7 @@
 """Watches over one process of several: when one ends, all end, each saying why. Imports no jax.
 
-JAX ends a process without a word when it loses contact, at a moment of its own choosing, and a collective that waits for
-a dead process cannot be left. So the process that works is a child of one that does not, which stays able to speak.
+JAX ends a process without a word when it loses contact, at a moment of its own choosing, and a collective that waits
+for a dead process cannot be left. So the process that works is a child of one that does not, which stays able to speak.
 """
 
 import contextlib

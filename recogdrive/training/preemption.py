@@ -29,8 +29,8 @@ class Preempted(SystemExit):
 class PreemptionGuard:
     """While entered, SIGTERM and the first SIGINT are noted instead of ending the process; a second SIGINT interrupts.
 
-    With several processes JAX's preemption service takes SIGTERM, which the first SIGINT then becomes, and all processes
-    agree on the step to stop at.
+    With several processes JAX's preemption service takes SIGTERM, which the first SIGINT then becomes, and all
+    processes agree on the step to stop at.
     """
 
     def __init__(self) -> None:
