@@ -347,7 +347,7 @@ def _connect(
             last = str(error.strerror or error)
             time.sleep(_RETRY_S)
     raise LinkError(
-        f"process {process} cannot reach process 0 at {address[0]}, port {address[1]}, within {timeout_s:g} s ({last}). "
+        f"process {process} cannot reach process 0 at {address[0]} port {address[1]}, within {timeout_s:g} s ({last}). "
         "Is process 0 started, is the address its own, and does no firewall stand between (ports "
         f"{address[1] - 1} and {address[1]})?"
     )

@@ -22,7 +22,7 @@ from jaxtyping import Array, Shaped
 
 from recogdrive.experiment import ConfigurationError
 from recogdrive.hosts.settings import HostSettings
-from recogdrive.hosts.supervisor import MEMBER_VARIABLE, REASON_VARIABLE, die_with_parent
+from recogdrive.hosts.supervisor import MEMBER_VARIABLE, REASON_VARIABLE
 
 Value = TypeVar("Value")
 
@@ -62,7 +62,6 @@ def run(work: Callable[[], int]) -> int:
     if text is None:
         return work()
     settings = HostSettings.from_json(text)
-    die_with_parent()
     _prefix_log(settings)
     try:
         _join(settings)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -114,7 +114,9 @@ class _Supervision:
         """Starts the child and waits for the end of it, or of the run."""
         reading, writing = os.pipe()
         variables = {MEMBER_VARIABLE: self._settings.to_json(), REASON_VARIABLE: str(writing)}
-        child = subprocess.Popen(command, env=os.environ | variables, pass_fds=(writing,))
+        child = subprocess.Popen(
+            command, env=os.environ | variables, pass_fds=(writing,), preexec_fn=_dies_with(os.getpid())
+        )
         os.close(writing)
         signals.child = child
         try:
@@ -218,10 +220,14 @@ def _written(reading: int) -> str:
     return json.loads(lines[-1]) if lines else ""
 
 
-def die_with_parent() -> None:
-    """Has the kernel kill this process when its supervisor dies, by whatever; only Linux can."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() == 1 and os.getpid() != 1:
-        os._exit(LOST_EXIT_CODE)
+def _dies_with(parent: int) -> Callable[[], None]:
+    """For a child before its program starts: has the kernel kill it when `parent` dies, by whatever; only Linux can."""
+
+    def prepare() -> None:
+        if sys.platform == "linux":
+            set_parent_death_signal = 1
+            ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(LOST_EXIT_CODE)
+
+    return prepare
