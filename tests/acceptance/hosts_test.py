@@ -8,7 +8,7 @@ pytestmark = pytest.mark.acceptance
 
 SCENES = ("TRAIN_SCENES=32", "VAL_SCENES=2", "LOG_EVERY=1", "EVAL_EVERY=2", "SAVE_EVERY=2", "TRAIN_STEPS=4")
 EXPERIMENTS = {
-    "debug_il": (*SCENES, "BATCH_SIZE=8"),
+    "debug_il": (*SCENES, "BATCH_SIZE=8", "OpenLoop.pdm_scenes=None"),
     "debug_sft": ("LOG_EVERY=1", "EVAL_EVERY=2", "SAVE_EVERY=2", "TRAIN_STEPS=4", "BATCH_SIZE=4"),
     "debug_rl": (*SCENES, "VALIDATION_SCENES=4", "BATCH_SIZE=4"),
 }
