@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 STEPS = 8
 
 pytestmark = pytest.mark.heavy
+IN_FULL = pytest.mark.acceptance
+"""Not in every run of the suite: each starts two processes twice."""
 
 
 class Run:
@@ -50,6 +52,11 @@ class Run:
             assert time.monotonic() < deadline and all(p.poll() is None for p in self.processes), self.finish()
             time.sleep(0.02)
 
+    def worker(self, number):
+        """The process that trains, under the supervisor `number`."""
+        pid = self.processes[number].pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
     def records(self):
         """Lines of metrics.jsonl without timings."""
         with contextlib.suppress(OSError):
@@ -81,21 +88,65 @@ def undisturbed(tmp_path_factory):
         return run.records()
 
 
-def test_a_killed_process_ends_the_other_and_the_run_goes_on_as_if_nothing_had_happened(tmp_path, undisturbed):
-    with running(tmp_path, step_s=0.3) as run:
-        run.wait_for_step(5)
-        run.processes[0].kill()
-        killed = time.monotonic()
-        (_, _), (code, said) = run.finish()
-        seconds = time.monotonic() - killed
-        print(f"{seconds:.1f} s from the kill to the end of the other")
-        assert code == 76
-        assert "error: lost process 0 of 2" in said
-        assert "run the same command again on all hosts: it goes on from the last checkpoint" in said
-        assert seconds < 60
-    with running(tmp_path) as run:
+def killed(run, number, *, worker):
+    """Kills a process in its fifth step; (exit code, last words) of the other, and the seconds until its end."""
+    run.wait_for_step(5)
+    begun = time.monotonic()
+    if worker:
+        os.kill(run.worker(number), signal.SIGKILL)
+    else:
+        run.processes[number].kill()
+    (other,) = [end for i, end in enumerate(run.finish()) if i != number]
+    seconds = time.monotonic() - begun
+    print(f"{seconds:.1f} s from the kill of process {number} to the end of the other")
+    return *other, seconds
+
+
+def goes_on(folder, undisturbed):
+    with running(folder) as run:
         ends = run.finish()
         assert [code for code, _ in ends] == [0, 0], ends
-        assert "resuming after step" in ends[0][1] + "resuming after step"
         assert run.records() == undisturbed
         assert run.records()[-1]["step"] == STEPS
+
+
+def ends_and_goes_on(folder, number, undisturbed, *, worker):
+    with running(folder, step_s=0.3) as run:
+        code, said, seconds = killed(run, number, worker=worker)
+        assert code == 76
+        assert f"error: lost process {number} of 2" in said
+        assert "run the same command again on all hosts: it goes on from the last checkpoint" in said
+        assert seconds < 60
+    goes_on(folder, undisturbed)
+
+
+def test_a_killed_process_ends_the_other_and_the_run_goes_on_as_if_nothing_had_happened(tmp_path, undisturbed):
+    ends_and_goes_on(tmp_path, 0, undisturbed, worker=False)
+
+
+@IN_FULL
+@pytest.mark.parametrize(("number", "worker"), [(1, False), (0, True), (1, True)])
+def test_so_does_each_of_the_others(tmp_path, undisturbed, number, worker):
+    ends_and_goes_on(tmp_path, number, undisturbed, worker=worker)
+
+
+@IN_FULL
+def test_an_error_of_one_process_is_shown_there_and_named_by_the_other(tmp_path):
+    with running(tmp_path, step_s=0.3, fault=["error"]) as run:
+        (code, said), (own, own_said) = run.finish()
+    assert (code, own) == (76, 1)
+    assert "process 1 of 2" in said and "log 17 is damaged" in said
+    assert "log 17 is damaged" in own_said and "lost" not in own_said
+
+
+@IN_FULL
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_stopped_process_stops_both_after_the_same_step_which_is_saved(tmp_path, undisturbed, number):
+    with running(tmp_path, step_s=0.3) as run:
+        run.wait_for_step(3)
+        run.processes[number].terminate()
+        ends = run.finish()
+        assert [code for code, _ in ends] == [75, 75], ends
+        step = run.records()[-1]["step"]
+        assert 3 <= step < STEPS and (tmp_path / "checkpoints" / str(step)).is_dir()
+    goes_on(tmp_path, undisturbed)
