@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from recogdrive.experiment import ConfigurationError, find_experiment, format_registry, load_registry
+from recogdrive.platforms import leave_out_absent_tpu
 
 if TYPE_CHECKING:
     from recogdrive.composition import Composition
@@ -52,6 +53,7 @@ def _run() -> int:
     experiment = find_experiment(_EXPERIMENT.value) if _EXPERIMENT.value is not None else None
     if experiment is not None and not _DRY_RUN.value:
         experiment.require_runnable()
+    leave_out_absent_tpu()
     # From here on torch and jax are needed; --list and an unknown name are answered without them.
     from recogdrive.composition import compose
     from recogdrive.stages import base
