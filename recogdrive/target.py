@@ -12,8 +12,8 @@ _devices: contextvars.ContextVar[tuple[jax.Device, ...] | None] = contextvars.Co
 def target_devices() -> list[jax.Device]:
     """The devices in question, all processes together: JAX's own unless others are targeted.
 
-    Those of a process stand together, whatever their numbers on a pod: its rows of a batch do too, then, and devices that
-    share a row's work are of one process.
+    Those of a process stand together, whatever their numbers on a pod, so that its rows of a batch do too, and devices
+    that share a row's work are of one process.
     """
     targeted = _devices.get()
     devices = jax.devices() if targeted is None else targeted
