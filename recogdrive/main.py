@@ -1,7 +1,6 @@
 """Command line: `python -m recogdrive.main --experiment=NAME --workdir=DIR`."""
 
 import logging as stdlib_logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +8,8 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from recogdrive.experiment import ConfigurationError, find_experiment, format_registry, load_registry
-from recogdrive.hosts.settings import ADDRESS, COUNT, ID, VARIABLES, HostSettings, detect
-from recogdrive.hosts.supervisor import MEMBER_VARIABLE, supervise
-from recogdrive.hosts.tpu_metadata import tpu_metadata
+from recogdrive.hosts.command import supervised
+from recogdrive.platforms import leave_out_absent_tpu
 
 if TYPE_CHECKING:
     from recogdrive.composition import Composition
@@ -61,9 +59,13 @@ def _run() -> int:
     experiment = find_experiment(_EXPERIMENT.value) if _EXPERIMENT.value is not None else None
     if experiment is not None and not _DRY_RUN.value:
         experiment.require_runnable()
+    leave_out_absent_tpu()
     # From here on torch and jax are needed; --list and an unknown name are answered without them.
-    if (settings := _settings()).num_processes > 1:
-        return _supervise(settings)
+    if not _DRY_RUN.value and _COMPILE_FOR.value is None:
+        said = {"coordinator_address": _COORDINATOR.value, "num_processes": _NUM_PROCESSES.value}
+        workdir = Path(_WORKDIR.value or Path("runs") / (_EXPERIMENT.value or "custom"))
+        if (ended := supervised(said | {"process_id": _PROCESS_ID.value}, workdir, sys.argv[1:])) is not None:
+            return ended
     from recogdrive.composition import compose
     from recogdrive.hosts import member
     from recogdrive.stages import base
@@ -78,21 +80,6 @@ def _run() -> int:
     logging.set_verbosity(logging.INFO)
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # Else it tells of every accelerator it lacks.
     return member.run(lambda: base.execute(composition, workdir))
-
-
-def _settings() -> HostSettings:
-    """Which of several processes this is; what only prints, or works for such a one already, is alone."""
-    if _DRY_RUN.value or _COMPILE_FOR.value is not None or MEMBER_VARIABLE in os.environ:
-        return HostSettings()
-    flags_given = {ADDRESS: _COORDINATOR.value, COUNT: _NUM_PROCESSES.value, ID: _PROCESS_ID.value}
-    return detect(flags_given, os.environ, tpu_metadata)
-
-
-def _supervise(settings: HostSettings) -> int:
-    own = tuple(f"--{name}" for name in VARIABLES)
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith(own)]
-    workdir = Path(_WORKDIR.value or Path("runs") / (_EXPERIMENT.value or "custom"))
-    return supervise(settings, [sys.executable, "-m", "recogdrive.main", *arguments], workdir, arguments)
 
 
 def _compile(composition: "Composition", workdir: Path) -> int:

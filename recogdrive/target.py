@@ -10,9 +10,14 @@ _devices: contextvars.ContextVar[tuple[jax.Device, ...] | None] = contextvars.Co
 
 
 def target_devices() -> list[jax.Device]:
-    """The devices in question, all processes together: JAX's own unless others are targeted."""
+    """The devices in question, all processes together: JAX's own unless others are targeted.
+
+    Those of a process stand together, whatever their numbers on a pod, so that its rows of a batch do too, and devices
+    that share a row's work are of one process.
+    """
     targeted = _devices.get()
-    return jax.devices() if targeted is None else list(targeted)
+    devices = jax.devices() if targeted is None else targeted
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def target_platform() -> str:

@@ -13,6 +13,8 @@ import gin
 import hypothesis
 import pytest
 
+from recogdrive.platforms import leave_out_absent_tpu
+
 # Property tests look for new examples on every run, but not where a failure should mean that the change is wrong.
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI") == "true":
@@ -32,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for compilation far longer than for what it made, so programs are not optimised except in the folders of
     `OPTIMISED`, or where JAX_DISABLE_MOST_OPTIMIZATIONS=0 asks for it.
     """
+    leave_out_absent_tpu()
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

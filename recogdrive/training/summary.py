@@ -34,6 +34,9 @@ class EventWriter:
 
     def __init__(self, folder: Path, restored_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads files in the order of their names, in which nothing orders the starts of one second.
+        while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+            time.sleep(0.05)
         self._writer = EventFileWriter(str(folder))
         start = SessionLog(status=SessionLog.START)
         self._writer.add_event(Event(step=restored_step + 1, session_log=start))

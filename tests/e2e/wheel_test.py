@@ -15,11 +15,12 @@ DESCRIBE_ALL = """
 import recogdrive
 from recogdrive.composition import compose
 from recogdrive.experiment import config_root, load_registry
-from recogdrive.stages import base, diffgrpo, imitation
+from recogdrive.stages import base, diffgrpo, imitation, vlm_sft
 print("PACKAGE", recogdrive.__file__)
 print("CONFIGS", config_root())
-# Compiling every network to ask for its memory takes minutes and is tested elsewhere; here files have to be found.
-imitation.training_memory = diffgrpo.training_memory = lambda *_, **__: {}
+# Compiling every network to ask for its memory takes minutes; tests/unit/training/memory_test.py and those of
+# recogdrive/ahead_of_time do it. Here files have to be found.
+imitation.training_memory = diffgrpo.training_memory = vlm_sft.training_memory = lambda *_, **__: {}
 for name, experiment in load_registry().items():
     print("DESCRIBED", name, len(base.describe(compose(experiment, [], []))))
 """
