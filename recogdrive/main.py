@@ -61,11 +61,11 @@ def _run() -> int:
         experiment.require_runnable()
     leave_out_absent_tpu()
     # From here on torch and jax are needed; --list and an unknown name are answered without them.
+    workdir = Path(_WORKDIR.value or Path("runs") / (_EXPERIMENT.value or "custom"))
     if not _DRY_RUN.value and _COMPILE_FOR.value is None:
-        said = {"coordinator_address": _COORDINATOR.value, "num_processes": _NUM_PROCESSES.value}
-        workdir = Path(_WORKDIR.value or Path("runs") / (_EXPERIMENT.value or "custom"))
-        if (ended := supervised(said | {"process_id": _PROCESS_ID.value}, workdir, sys.argv[1:])) is not None:
-            return ended
+        who = {f.name: f.value for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
+        if (exit_code := supervised(who, workdir, sys.argv[1:])) is not None:
+            return exit_code
     from recogdrive.composition import compose
     from recogdrive.hosts import member
     from recogdrive.stages import base
@@ -74,7 +74,6 @@ def _run() -> int:
     if _DRY_RUN.value:
         sys.stdout.write(base.describe(composition) + "\n")
         return 0
-    workdir = Path(_WORKDIR.value or Path("runs") / composition.name)
     if _COMPILE_FOR.value is not None:
         return _compile(composition, workdir)
     logging.set_verbosity(logging.INFO)

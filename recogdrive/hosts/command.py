@@ -33,7 +33,7 @@ def supervised(flags: Mapping[str, str | int | None], workdir: Path, arguments: 
 
 
 def _without_own(arguments: Sequence[str]) -> list[str]:
-    """Arguments without the flags that say which process this is, given as --name=value, -name=value or --name value."""
+    """Arguments without the flags that say which process this is: --name=value, -name=value or --name value."""
     kept, skip = [], False
     for argument in arguments:
         name, equals, _ = argument.lstrip("-").partition("=")
