@@ -68,7 +68,7 @@ def run(work: Callable[[], int]) -> int:
         code = work()
         if code in (1, 2):
             _leave(code)
-        on_lead(lambda: None)  # Whoever is done first waits for the others.
+        wait_for_all()
         jax.distributed.shutdown()
         return code
     except ConfigurationError as error:
@@ -155,7 +155,7 @@ def on_lead(work: Callable[[], Value]) -> Value:
     """
     if not is_several():
         return work()
-    name = f"recogdrive/{next(_names)}"
+    name = _next_name()
     client = _client()
     if jax.process_index() == 0:
         value = work()
@@ -169,6 +169,15 @@ def on_lead(work: Callable[[], Value]) -> Value:
     return json.loads("".join(_awaited(client, f"{name}/{number}") for number in range(count)))
 
 
+def wait_for_all() -> None:
+    """Until every process is here, however long one works alone; all call it."""
+    if not is_several():
+        return
+    name, client = _next_name(), _client()
+    client.key_value_set(f"{name}/{jax.process_index()}", "here")
+    on_lead(lambda: [_awaited(client, f"{name}/{process}") for process in range(jax.process_count())])
+
+
 def _awaited(client: Any, key: str) -> str:
     """A value as soon as process 0 has set it; that it is still alive is the supervisor's care."""
     while True:
@@ -177,6 +186,11 @@ def _awaited(client: Any, key: str) -> str:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
+
+
+def _next_name() -> str:
+    """The same one on all, which call in the same order."""
+    return f"recogdrive/{next(_names)}"
 
 
 def _client() -> Any:
@@ -219,7 +233,7 @@ def require_shared(folder: Path) -> None:
                 "--workdir, the same on all."
             )
         time.sleep(0.2)
-    _client().wait_at_barrier(token, int(2 * _FOLDER_TIMEOUT_S * 1000))
+    wait_for_all()
     if is_lead():
         (folder / token).unlink(missing_ok=True)
 
