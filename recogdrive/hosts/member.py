@@ -246,13 +246,13 @@ def _seen(folder: Path, name: str) -> bool:
         return False
 
 
-def local_weights(weights: Mapping[str, Array]) -> dict[str, Array]:
+def local_weights(weights: Mapping[str, Array]) -> Mapping[str, Array]:
     """Weights on one device of process 0, for work that it does alone; none on the others. All call it.
 
     Weights that all devices hold are not copied. With one process they are handed back as they are.
     """
     if not is_several():
-        return dict(weights)
+        return weights
     found = {name: _whole(value) for name, value in weights.items()}
     return found if is_lead() else {}
 
