@@ -34,6 +34,7 @@ _WAIT_S = 30
 _PART = 1 << 20
 """Characters of an entry of the coordinator's store, whose messages are limited."""
 _FOLDER_TIMEOUT_S = 60.0
+_TOKEN = ".shared-"
 _WAITED = "_waited_for_its_cause"
 _names = itertools.count()
 
@@ -217,9 +218,11 @@ def require_shared(folder: Path) -> None:
     """
     if not is_several():
         return
-    token = f".shared-{os.urandom(8).hex()}"
+    token = f"{_TOKEN}{os.urandom(8).hex()}"
 
     def write() -> str:
+        for left in folder.glob(f"{_TOKEN}*"):  # By a run that was killed here.
+            left.unlink(missing_ok=True)
         (folder / token).touch()
         return token
 

@@ -60,6 +60,8 @@ def supervise(settings: HostSettings, command: Sequence[str], workdir: Path, arg
             link = _link(settings, identity, signals)
         except LinkError as error:
             raise ConfigurationError(str(error)) from error
+        if settings.is_lead:
+            sys.stderr.write(f"all are there: {', '.join(f'{n} on {host}' for n, host in link.hosts.items())}\n")
         try:
             return _Supervision(settings, link, workdir).run(command, signals)
         finally:

@@ -17,10 +17,11 @@ import json, sys
 from pathlib import Path
 from recogdrive.experiment import ConfigurationError
 from recogdrive.hosts.settings import detect
-from recogdrive.hosts.supervisor import supervise
+from recogdrive.hosts import supervisor
+supervisor._TIME_FOR_OWN_ERROR_S = 0.5
 flags, environment, command, workdir, arguments = json.loads(sys.argv[1])
 try:
-    sys.exit(supervise(detect(flags, environment), command, Path(workdir), arguments))
+    sys.exit(supervisor.supervise(detect(flags, environment), command, Path(workdir), arguments))
 except ConfigurationError as error:
     sys.stderr.write(f"error: {error}\\n")
     sys.exit(2)
@@ -120,15 +121,15 @@ def test_an_error_of_one_process_is_told_by_the_others(group):
 
 
 def test_an_error_that_all_have_is_each_ones_own(group):
-    processes = [group.start(i, f"import time; time.sleep({i}); raise SystemExit(2)") for i in range(2)]
+    processes = [group.start(i, f"import time; time.sleep({i} / 5); raise SystemExit(2)") for i in range(2)]
     assert [code for code, _ in ends(*processes)] == [2, 2]
 
 
 def test_what_an_abort_followed_is_what_is_told(group):
     """JAX aborts a process as soon as process 0 is gone."""
-    processes = [group.start(0, WAITS), group.start(1, "import os, time; time.sleep(1); os.abort()")]
-    child_of(processes[0])
-    time.sleep(1.5)
+    processes = [group.start(0, WAITS), group.start(1, "import os, time; time.sleep(0.5); os.abort()")]
+    child_of(processes[1])
+    time.sleep(1)
     processes[0].kill()
     ((code, said),) = ends(processes[1])
     assert code == 76 and "lost process 0" in said
