@@ -111,7 +111,8 @@ def _join(settings: HostSettings) -> None:
             f"{settings.num_processes} processes were started ({settings.source}), but the devices are those of "
             f"{jax.process_count()}; give every process devices of its own, and start one on each host."
         )
-    logging.info("%s; %d of %d devices are here", settings.described(), jax.local_device_count(), jax.device_count())
+    own, everywhere = jax.local_device_count(), jax.device_count()
+    logging.info("process %d of %d, with %d of %d devices", jax.process_index(), jax.process_count(), own, everywhere)
     if not settings.is_lead:
         logging.set_verbosity(logging.WARNING)  # What goes well is said by process 0.
 

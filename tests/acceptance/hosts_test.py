@@ -47,6 +47,7 @@ def records(tmp_path_factory, several_processes):
             made[key] = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
         return made[key]
 
+    records_of.folder = runs
     return records_of
 
 
@@ -66,3 +67,16 @@ def test_two_processes_train_the_losses_of_one(records, experiment, placement):
                         f"{experiment} {placement} 2x2 against 1x{devices}: step {ours['step']} {name} {difference:.1e}"
                     )
                 assert ours[name] == pytest.approx(theirs[name], rel=tolerance, abs=1e-9), (ours["step"], name)
+
+
+@pytest.mark.parametrize("experiment", ["debug_il", "debug_rl"])
+def test_the_final_evaluation_of_two_processes_is_that_of_one(records, experiment):
+    summaries = []
+    for processes, devices in ((2, 2), (1, 4)):
+        records(experiment, "split", processes, devices)
+        run = records.folder / f"{experiment}-split-{processes}x{devices}" / "run"
+        summaries.append(json.loads((run / "summary.json").read_text()))
+    ours, theirs = summaries
+    assert set(ours) == set(theirs)
+    for agent, metrics in theirs.items():
+        assert ours[agent] == pytest.approx(metrics, rel=SCORE_TOLERANCE, abs=1e-6, nan_ok=True), agent
