@@ -1,6 +1,7 @@
 """Several processes in full: the losses of one, for every kind of training and both placements of weights."""
 
 import json
+import time
 
 import pytest
 
@@ -80,3 +81,43 @@ def test_the_final_evaluation_of_two_processes_is_that_of_one(records, experimen
     assert set(ours) == set(theirs)
     for agent, metrics in theirs.items():
         assert ours[agent] == pytest.approx(metrics, rel=SCORE_TOLERANCE, abs=1e-6, nan_ok=True), agent
+
+
+def losses(folder):
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return {r["step"]: r["loss"] for r in map(json.loads, (x for x in lines if x.endswith("\n"))) if "loss" in r}
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory, several_processes):
+    """Function: folder -> the two processes of an imitation run there, started; and its losses undisturbed."""
+    steps = ("TRAIN_SCENES=32", "VAL_SCENES=2", "TRAIN_STEPS=60", "LOG_EVERY=1", "EVAL_EVERY=60", "SAVE_EVERY=4")
+    bindings = (*steps, "BATCH_SIZE=8", "OpenLoop.pdm_scenes=None")
+    flags = ["--experiment=debug_il", *(f"--gin_bindings={binding}" for binding in bindings)]
+
+    def start(folder):
+        return several_processes.start(2, 2, folder, *flags)
+
+    undisturbed = tmp_path_factory.mktemp("undisturbed")
+    assert several_processes.finish(start(undisturbed)) == [0, 0]
+    return start, losses(undisturbed)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_and_the_command_goes_on_exactly(tmp_path, longer, several_processes, victim):
+    start, undisturbed = longer
+    started = start(tmp_path)
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or max(losses(tmp_path), default=0) < 10:
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.02)
+    started[victim].kill()
+    killed = time.monotonic()
+    code = several_processes.finish(started)[1 - victim]
+    print(f"{time.monotonic() - killed:.1f} s from the kill of process {victim} to the end of the other")
+    assert code == 76 and time.monotonic() - killed < 60
+    assert f"error: lost process {victim} of 2" in (tmp_path / f"said.{1 - victim}").read_text()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["attempts"][0]["status"].startswith(f"lost process {victim}")
+    assert several_processes.finish(start(tmp_path)) == [0, 0]
+    assert "resuming after step" in (tmp_path / "said.0").read_text()
+    assert losses(tmp_path) == undisturbed
