@@ -205,11 +205,16 @@ class Hub(_Connections):
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         try:
             self._gather(num_processes, time.monotonic() + timeout_s, timeout_s, stopped)
+            self._selector.unregister(self._listener)  # Who comes now has to wait for the next run.
         except LinkError as error:
             for peer in self._peers:
                 peer.send({"refused": str(error)})
             self.close()
             raise
+        finally:
+            self._listener.close()
+        for stranger in [peer for peer in self._peers if peer.process is None]:
+            self._remove(stranger)
         hosts = {0: host} | {peer.process: peer.host for peer in self._peers}
         for peer in self._peers:
             peer.heard = time.monotonic()
@@ -238,7 +243,7 @@ class Hub(_Connections):
 
     def _welcome(self, peer: _Peer, message: Mapping[str, Any], count: int) -> None:
         hello = message.get("hello")
-        if hello is None:
+        if not isinstance(hello, dict) or not {"process", "count", "identity", "host"} <= set(hello):
             return
         number, found = hello["process"], hello["count"]
         if found != count:
@@ -263,12 +268,6 @@ class Hub(_Connections):
             for peer in self._peers:
                 if peer.process != item.process:
                     peer.send({"news": asdict(item)})
-
-    def close(self) -> None:
-        """Ends the connections and listens no more."""
-        self._selector.unregister(self._listener)
-        self._listener.close()
-        super().close()
 
 
 class Spoke(_Connections):

@@ -75,6 +75,16 @@ def status(group):
     return json.loads((group.folder / "run.json").read_text())["attempts"][-1]["status"]
 
 
+def connected(port):
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_connection(("localhost", port))
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def child_of(process):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 20
@@ -147,6 +157,15 @@ def test_a_process_that_falls_silent_is_lost(group):
     processes[1].send_signal(signal.SIGSTOP)
     ((code, said),) = ends(processes[0])
     assert code == 76 and "no sign of life for 2 s" in said
+
+
+def test_strangers_that_connect_disturb_nobody(group):
+    processes = [group.start(0, "import time; time.sleep(1)")]
+    for said in (b"GET / HTTP/1.1\r\n\r\n", b'{"hello": 1}\n', b"[]\n", b""):
+        stranger = connected(group.port + 1)
+        stranger.sendall(said)
+    processes.append(group.start(1, "import time; time.sleep(1)"))
+    assert [code for code, _ in ends(*processes)] == [0, 0]
 
 
 def test_sigterm_reaches_the_child(group):
