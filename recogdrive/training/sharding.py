@@ -5,7 +5,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 import gin
@@ -246,11 +245,7 @@ class PlacedBatch:
 
 
 class DevicePrefetch:
-    """Keeps the next batches of a stream on the devices, ahead of their use.
-
-    Attributes:
-      wait_s: Seconds spent so far on waiting for the stream and on starting transfers.
-    """
+    """Keeps the next batches of a stream on the devices, ahead of their use."""
 
     def __init__(self, stream: TrainingStream, sharding: DataParallel, depth: int = 2) -> None:
         if depth < 1:
@@ -259,11 +254,9 @@ class DevicePrefetch:
         self._sharding = sharding
         self._depth = depth
         self._ahead: deque[PlacedBatch] = deque()
-        self.wait_s = 0.0
 
     def fill(self) -> None:
         """Fetches batches until `depth` are waiting; called while the devices are busy with a step."""
-        start = perf_counter()
         while len(self._ahead) < self._depth:
             try:
                 batch = next(self._stream)
@@ -271,7 +264,6 @@ class DevicePrefetch:
                 raise ValueError("the training stream ended; a stream must repeat its data without end.") from None
             arrays = self._sharding.put_batch(batch, self._stream.batch_size)
             self._ahead.append(PlacedBatch(arrays, self._stream.get_state()))
-        self.wait_s += perf_counter() - start
 
     def take(self) -> PlacedBatch:
         """The next batch in the stream's order."""
