@@ -167,11 +167,11 @@ def _where_to_look(workdir: Path) -> str:
         ("checkpoints", workdir / "checkpoints", "ls {}"),
         ("TensorBoard", workdir / TENSORBOARD_FOLDER, f"{python} -m tensorboard.main --logdir {{}}"),
     ]
-    board = (workdir / TENSORBOARD_FOLDER).resolve()
-    needs = "" if find_spec("xprof") else f"{python} -m pip install 'recogdrive[profile]'; "
+    needs = "" if find_spec("xprof") else f"{python} -m pip install 'recogdrive[profile]' && "
+    view = f"{needs}{python} -m tensorboard.main --logdir {(workdir / TENSORBOARD_FOLDER).resolve()}"
     places += [
-        ("profile", trace, f"{needs}{python} -m tensorboard.main --logdir {board}  # tab Profile, run {trace.name}")
-        for trace in profiling.traces(board)
+        ("profile", trace, f"{view}  # tab Profile, run {trace.name}")
+        for trace in profiling.traces(workdir / TENSORBOARD_FOLDER)
     ]
     lines = [
         f"{name:<12} {path}\n{'':<12} {command.format(path.resolve())}"

@@ -14,7 +14,7 @@ from recogdrive.training.checkpoint import Checkpoints
 from recogdrive.training.first_state import FirstState
 from recogdrive.training.optim import AdamW
 from recogdrive.training.preemption import Preempted, PreemptionGuard
-from recogdrive.training.profiling import StepProfiler, requested_steps, step_annotation
+from recogdrive.training.profiling import StepProfiler, StepRange, requested_steps, step_annotation
 from recogdrive.training.run_log import RunLog
 from recogdrive.training.saved import CHECKPOINTS_FOLDER
 from recogdrive.training.sharding import DataParallel, DevicePrefetch, TrainingStream
@@ -156,10 +156,9 @@ class Trainer:
             raise ValueError(
                 f"best_metric={self.best_metric!r} needs an evaluation; hand one to `fit` or set it to None."
             )
-        if (profiled := requested_steps()) is not None:
-            profiled.require_within(self.steps)
         sharding = self.sharding or DataParallel()
         sharding.check_batch(stream.batch_size, self.accumulation_steps)
+        profiled = requested_steps(self.steps)
         workdir = Path(workdir)
         account = TimeAccount()
         checkpoints = Checkpoints(
@@ -182,7 +181,7 @@ class Trainer:
                 with account.phase(START):
                     run = _Run(self, objective, stream, sharding, checkpoints, workdir, evaluate, watch, account)
                     run.start(init_params, frozen or {}, kept)
-                run.train()
+                run.train(profiled)
                 return run.state
             finally:
                 with account.phase(CHECKPOINT):
@@ -272,8 +271,8 @@ class _Run:
             )  # fmt: skip
             logging.info("%s", self.sharding.describe_batch(self.stream.batch_size, self.trainer.accumulation_steps))
 
-    def train(self) -> None:
-        """Runs the steps that are left."""
+    def train(self, profiled: StepRange | None) -> None:
+        """Runs the steps that are left, and traces some of them."""
         if self.step >= self.trainer.steps:
             logging.info("nothing to train: step %d of %d is done", self.step, self.trainer.steps)
             return
@@ -281,7 +280,7 @@ class _Run:
         self.log = RunLog(
             self.workdir, self.trainer.steps, self.step, is_continued=self.is_continued, account=self.account
         )
-        self.profiler = StepProfiler(requested_steps(), self.workdir / TENSORBOARD_FOLDER, self.step)
+        self.profiler = StepProfiler(profiled, self.workdir / TENSORBOARD_FOLDER, self.step)
         self.running = StepWatch()
         try:
             with PreemptionGuard() as preemption, self.account.phase(STEPS):

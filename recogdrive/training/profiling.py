@@ -7,10 +7,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import jax
+import jaxlib
 from absl import logging
+from packaging.requirements import Requirement
 
 from recogdrive.training.step import Metrics
 from recogdrive.training.window import wait_for
@@ -68,9 +71,44 @@ class StepRange:
 _requested: contextvars.ContextVar[StepRange | None] = contextvars.ContextVar("profile_steps", default=None)
 
 
-def requested_steps() -> StepRange | None:
-    """What `tracing` asks for; None where nothing is to be traced."""
-    return _requested.get()
+def requested_steps(steps: int) -> StepRange | None:
+    """What `tracing` asks for; None where nothing is to be traced.
+
+    Args:
+      steps: Length of the run.
+
+    Raises:
+      ValueError: The run does not have these steps, or JAX cannot trace here.
+    """
+    requested = _requested.get()
+    if requested is not None:
+        requested.require_within(steps)
+        _require_matching_libtpu()
+    return requested
+
+
+def _require_matching_libtpu() -> None:
+    """Refuses what would end the process: jaxlib calls the profiler of a loaded libtpu by its own release's layout."""
+    wanted = next((r for r in map(Requirement, metadata.requires("jax") or ()) if r.name == "libtpu"), None)
+    if wanted is None or not _is_loaded("libtpu.so"):
+        return
+    try:
+        found = metadata.version("libtpu")
+    except metadata.PackageNotFoundError:  # The system's own, of which nothing is known.
+        return
+    if found not in wanted.specifier:
+        raise ValueError(
+            f"profile_steps: libtpu {found} is loaded, and the profiler of jaxlib {jaxlib.__version__} crashes with "
+            f"any but {wanted.specifier}. Without a TPU set JAX_PLATFORMS=cpu (or cuda), which leaves libtpu out; on a "
+            "TPU install 'recogdrive[tpu]'."
+        )
+
+
+def _is_loaded(library: str) -> bool:
+    try:
+        return library in Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:  # No Linux, no libtpu.
+        return False
 
 
 @contextlib.contextmanager
