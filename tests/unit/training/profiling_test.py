@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -98,9 +99,7 @@ def drive(profiler, first, last):
 
 
 def warnings(caplog):
-    return [
-        record.getMessage() for record in caplog.records if record.levelno >= absl_logging.converter.STANDARD_WARNING
-    ]
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_exactly_the_steps_asked_for_are_traced_where_tensorboard_looks(recorder, tmp_path):
