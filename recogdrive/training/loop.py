@@ -280,7 +280,7 @@ class _Run:
         self.log = RunLog(
             self.workdir, self.trainer.steps, self.step, is_continued=self.is_continued, account=self.account
         )
-        self.profiler = StepProfiler(profiled, self.workdir / TENSORBOARD_FOLDER, self.step)
+        self.profiler = StepProfiler(profiled, self.workdir / TENSORBOARD_FOLDER, self.step, self.account)
         self.running = StepWatch()
         try:
             with PreemptionGuard() as preemption, self.account.phase(STEPS):

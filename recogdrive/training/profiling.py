@@ -16,6 +16,7 @@ from absl import logging
 from packaging.requirements import Requirement
 
 from recogdrive.training.step import Metrics
+from recogdrive.training.time_account import OTHER, TimeAccount
 from recogdrive.training.window import wait_for
 
 PROFILE_FOLDER = "plugins/profile"
@@ -136,9 +137,11 @@ class StepProfiler:
       steps: What to trace; None traces nothing.
       folder: TensorBoard's folder of the run.
       done: Updates done when the run starts.
+      account: Of the run's time; starting and writing a trace is `OTHER`.
     """
 
-    def __init__(self, steps: StepRange | None, folder: Path, done: int) -> None:
+    def __init__(self, steps: StepRange | None, folder: Path, done: int, account: TimeAccount) -> None:
+        self._account = account
         self._folder = folder / PROFILE_FOLDER
         # Processes of one host would write the same file. Not where TensorBoard looks; made when the trace is written.
         self._working = folder.parent / f".trace-{os.getpid()}"
@@ -172,7 +175,8 @@ class StepProfiler:
         options.session_id = self._name
         options.python_tracer_level = 0  # Tracing every call would slow down the loop that is looked at.
         try:
-            jax.profiler.start_trace(self._working, profiler_options=options)
+            with self._account.phase(OTHER):
+                jax.profiler.start_trace(self._working, profiler_options=options)
             self._is_tracing = True
         except RuntimeError as error:
             logging.error("steps %d to %d are not traced: %s", self._first, self._end - 1, error)
@@ -197,8 +201,9 @@ class StepProfiler:
             return
         self._is_tracing = False
         try:
-            jax.profiler.stop_trace()
-            self._move()
+            with self._account.phase(OTHER):
+                jax.profiler.stop_trace()
+                self._move()
         except (OSError, RuntimeError) as error:
             logging.error("the trace of steps %d to %d was lost: %s", self._first, self._last_traced, error)
         finally:

@@ -14,6 +14,7 @@ from recogdrive.training import profiling
 from recogdrive.training.loop import Trainer
 from recogdrive.training.profiling import StepProfiler, StepRange, requested_steps, traces, tracing
 from recogdrive.training.sharding import DataParallel
+from recogdrive.training.time_account import TimeAccount
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -104,7 +105,7 @@ def warnings(caplog):
 
 def test_exactly_the_steps_asked_for_are_traced_where_tensorboard_looks(recorder, tmp_path):
     board = tmp_path / "tensorboard"
-    assert drive(StepProfiler(StepRange(3, 6), board, done=0), 1, 9) == [3, 4, 5]
+    assert drive(StepProfiler(StepRange(3, 6), board, done=0, account=TimeAccount()), 1, 9) == [3, 4, 5]
     assert recorder.calls == ["start", "stop"]
     assert [path.relative_to(board).as_posix() for path in sorted(board.rglob("*.*"))] == [
         "plugins/profile/steps_3_to_5/node.local.trace.json.gz",
@@ -115,17 +116,17 @@ def test_exactly_the_steps_asked_for_are_traced_where_tensorboard_looks(recorder
 
 
 def test_nothing_is_traced_unasked(recorder, tmp_path):
-    assert drive(StepProfiler(None, tmp_path, done=0), 1, 5) == []
+    assert drive(StepProfiler(None, tmp_path, done=0, account=TimeAccount()), 1, 5) == []
     assert (recorder.calls, traces(tmp_path)) == ([], [])
 
 
 def test_a_run_continued_within_the_range_says_so_and_traces_the_rest(recorder, tmp_path, caplog):
-    assert drive(StepProfiler(StepRange(3, 8), tmp_path / "tensorboard", done=5), 6, 9) == [6, 7]
+    assert drive(StepProfiler(StepRange(3, 8), tmp_path / "tensorboard", done=5, account=TimeAccount()), 6, 9) == [6, 7]
     assert warnings(caplog) == ["profile_steps=3:8 begins before step 6, the next one: tracing from there"]
 
 
 def test_a_run_continued_behind_the_range_says_so_and_traces_nothing(recorder, tmp_path, caplog):
-    assert drive(StepProfiler(StepRange(3, 6), tmp_path / "tensorboard", done=5), 6, 9) == []
+    assert drive(StepProfiler(StepRange(3, 6), tmp_path / "tensorboard", done=5, account=TimeAccount()), 6, 9) == []
     (warning,) = warnings(caplog)
     assert warning.startswith("profile_steps=3:6 is over, the run continues with step 6: no trace.")
 
@@ -134,7 +135,7 @@ def test_processes_of_one_host_write_files_of_their_own(recorder, tmp_path, monk
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for index in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        drive(StepProfiler(StepRange(1, 2), tmp_path / "tensorboard", done=0), 1, 1)
+        drive(StepProfiler(StepRange(1, 2), tmp_path / "tensorboard", done=0, account=TimeAccount()), 1, 1)
     (folder,) = traces(tmp_path / "tensorboard")
     assert sorted(path.name for path in folder.glob("*.pb")) == ["node.local.0.xplane.pb", "node.local.1.xplane.pb"]
 
@@ -144,7 +145,7 @@ def test_a_trace_that_cannot_be_written_ends_no_run(recorder, tmp_path, monkeypa
         raise OSError("no space left")
 
     monkeypatch.setattr(jax.profiler, "stop_trace", full)
-    assert drive(StepProfiler(StepRange(1, 2), tmp_path / "tensorboard", done=0), 1, 3) == [1]
+    assert drive(StepProfiler(StepRange(1, 2), tmp_path / "tensorboard", done=0, account=TimeAccount()), 1, 3) == [1]
     assert warnings(caplog) == ["the trace of steps 1 to 1 was lost: no space left"]
 
 
