@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import gin
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree, Shaped
 
@@ -69,8 +70,11 @@ class DataParallel:
         available = target_devices()
         if num_devices is not None and not 1 <= num_devices <= len(available):
             raise ValueError(
-                f"num_devices={num_devices} but {len(available)} devices are there; use 1 to {len(available)}."
+                f"num_devices={num_devices}, but {len(available)} devices are there; choose a file of gin/runtime for "
+                f"{len(available)}, or use 1 to {len(available)}."
             )
+        if num_devices is not None and num_devices < len(available):
+            logging.warning("%d of the %d devices are used, as num_devices says", num_devices, len(available))
         devices = np.asarray(available[:num_devices])
         self.mesh = Mesh(devices, (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
