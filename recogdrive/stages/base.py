@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Protocol
 
 import gin
+import jax
 
 from recogdrive.composition import Composition
 from recogdrive.experiment import ConfigurationError, lineage
@@ -143,7 +144,7 @@ def execute(composition: Composition, workdir: Path, profile_steps: profiling.St
 
 
 def _where_time_went(workdir: Path, earlier: int, seconds: float) -> str:
-    """Table of the time that training took in this attempt; nothing where none was done.
+    """Table of the time that training took in this attempt; nothing where none was done, or on any but the lead.
 
     Args:
       workdir: Run folder.
@@ -151,7 +152,7 @@ def _where_time_went(workdir: Path, earlier: int, seconds: float) -> str:
       seconds: Duration of the attempt.
     """
     attempts = goodput.read_attempts(workdir)
-    if len(attempts) <= earlier:
+    if len(attempts) <= earlier or jax.process_index() != 0:
         return ""
     outside = seconds - attempts[-1].wall
     return f"\n{goodput.table(attempts)}\n(and {outside:,.1f} s before and after: data, final evaluation, export)\n"
