@@ -20,6 +20,9 @@ from recogdrive.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "torch", "torchax", "optax", "orbax-checkpoint", "grain", "numpy", "gin-config")
 
+GOODPUT_FILE = "goodput.json"
+"""Within a run folder: where the time of each start of training went, oldest first (`training/goodput.py`)."""
+
 
 class RunFolder:
     """The folder of one run; opening it again continues the run.
@@ -84,7 +87,7 @@ class RunFolder:
     def close(self, status: str) -> None:
         """Ends this attempt: notes how it went and writes the operative configuration, that is, what was called."""
         self._record["attempts"][-1] |= {"finished": _now(), "status": status}
-        _add_goodput(self._record["attempts"], self.path)
+        _add_goodput(self._record["attempts"], self.path / GOODPUT_FILE)
         self._write_record()
         write_text(self.path / "operative_config.gin", gin.operative_config_str())
 
@@ -153,12 +156,10 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         raise ConfigurationError(f"{path} is not readable as JSON ({error}); move it away or restore it.") from error
 
 
-def _add_goodput(attempts: list[dict[str, Any]], folder: Path) -> None:
+def _add_goodput(attempts: list[dict[str, Any]], file: Path) -> None:
     """Gives every attempt the account of the training that began in it; a killed one could not do so itself."""
-    from recogdrive.training.goodput import GOODPUT_FILE  # Imports jax, for which only a run that has begun pays.
-
     try:
-        accounts = json.loads((folder / GOODPUT_FILE).read_text())
+        accounts = json.loads(file.read_text())
     except (OSError, json.JSONDecodeError):
         return  # Nothing was trained, or nobody can say any more.
     for account in accounts:

@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import logging
 
+from recogdrive.run_folder import GOODPUT_FILE, write_text
 from recogdrive.training.time_account import (
     CHECKPOINT,
     COMPILE,
@@ -21,9 +22,6 @@ from recogdrive.training.time_account import (
     STEPS,
     TimeAccount,
 )
-
-GOODPUT_FILE = "goodput.json"
-"""Name of the file within a run folder: where the time of each start of training went, oldest first."""
 
 TITLES = {
     START: "start-up, restore",
@@ -120,10 +118,7 @@ class GoodputFile:
         """Writes what is known after `step` updates; a killed attempt leaves what was noted last."""
         spent = self._account.read()
         attempt = Attempt(self._started, self._from_step, step, spent.seconds, spent.compiled_in)
-        # Never half of it: a run may be killed here, and another process may be reading.
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text(json.dumps([*self._earlier, attempt.to_json()], indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self._path)
+        write_text(self._path, json.dumps([*self._earlier, attempt.to_json()], indent=1) + "\n")
         return attempt
 
 
