@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
-import jaxlib
 from absl import logging
 from packaging.requirements import Requirement
 
@@ -99,7 +98,7 @@ def _require_matching_libtpu() -> None:
         return
     if found not in wanted.specifier:
         raise ValueError(
-            f"profile_steps: libtpu {found} is loaded, and the profiler of jaxlib {jaxlib.__version__} crashes with "
+            f"profile_steps: libtpu {found} is loaded, and the profiler of jax {jax.__version__} crashes with "
             f"any but {wanted.specifier}. Without a TPU set JAX_PLATFORMS=cpu (or cuda), which leaves libtpu out; on a "
             "TPU install 'recogdrive[tpu]'."
         )
