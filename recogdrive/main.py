@@ -29,6 +29,10 @@ _COMPILE_FOR = flags.DEFINE_string(
 _COMPILE_TIMING = flags.DEFINE_bool(
     "compile_timing", False, "With --compile_for: finish compiling, which takes minutes, for an estimate of the time."
 )
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "A:B traces training steps A to B - 1, counted from 1 (10:13 are three steps), into "
+    "WORKDIR/tensorboard for TensorBoard's tab Profile. B is not included and may be one more than the run has."
+)  # fmt: skip
 _LIST = flags.DEFINE_bool("list", False, "Print the registered experiments and stop.")
 
 BAD_REQUEST_EXIT_CODE = 2
@@ -57,7 +61,12 @@ def _run() -> int:
     # From here on torch and jax are needed; --list and an unknown name are answered without them.
     from recogdrive.composition import compose
     from recogdrive.stages import base
+    from recogdrive.training.profiling import StepRange
 
+    try:
+        profile_steps = None if _PROFILE_STEPS.value is None else StepRange.parse(_PROFILE_STEPS.value)
+    except ValueError as error:
+        raise ConfigurationError(f"--{error}") from error
     composition = compose(experiment, _GIN_FILE.value, _GIN_BINDINGS.value)
     if _DRY_RUN.value:
         sys.stdout.write(base.describe(composition) + "\n")
@@ -67,7 +76,7 @@ def _run() -> int:
         return _compile(composition, workdir)
     logging.set_verbosity(logging.INFO)
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # Else it tells of every accelerator it lacks.
-    return base.execute(composition, workdir)
+    return base.execute(composition, workdir, profile_steps)
 
 
 def _compile(composition: "Composition", workdir: Path) -> int:
