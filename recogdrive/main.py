@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from recogdrive.experiment import ConfigurationError, find_experiment, format_registry, load_registry
+from recogdrive.hosts.command import supervised
 from recogdrive.platforms import leave_out_absent_tpu
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", None, "A:B traces training steps A to B - 1, counted from 1 (10:13 are three steps), into "
     "WORKDIR/tensorboard for TensorBoard's tab Profile. B is not included and may be one more than the run has."
 )  # fmt: skip
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, for a run of several processes that nothing else tells of."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has; see docs/hosts.md.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 _LIST = flags.DEFINE_bool("list", False, "Print the registered experiments and stop.")
 
 BAD_REQUEST_EXIT_CODE = 2
@@ -59,7 +65,13 @@ def _run() -> int:
         experiment.require_runnable()
     leave_out_absent_tpu()
     # From here on torch and jax are needed; --list and an unknown name are answered without them.
+    workdir = Path(_WORKDIR.value or Path("runs") / (_EXPERIMENT.value or "custom"))
+    if not _DRY_RUN.value and _COMPILE_FOR.value is None:
+        who = {f.name: f.value for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
+        if (exit_code := supervised(who, workdir, sys.argv[1:])) is not None:
+            return exit_code
     from recogdrive.composition import compose
+    from recogdrive.hosts import member
     from recogdrive.stages import base
     from recogdrive.training.profiling import StepRange
 
@@ -71,12 +83,11 @@ def _run() -> int:
     if _DRY_RUN.value:
         sys.stdout.write(base.describe(composition) + "\n")
         return 0
-    workdir = Path(_WORKDIR.value or Path("runs") / composition.name)
     if _COMPILE_FOR.value is not None:
         return _compile(composition, workdir)
     logging.set_verbosity(logging.INFO)
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # Else it tells of every accelerator it lacks.
-    return base.execute(composition, workdir, profile_steps)
+    return member.run(lambda: base.execute(composition, workdir, profile_steps))
 
 
 def _compile(composition: "Composition", workdir: Path) -> int:

@@ -27,17 +27,27 @@ GOODPUT_FILE = "goodput.json"
 class RunFolder:
     """The folder of one run; opening it again continues the run.
 
+    Of several processes all open it, and process 0 alone writes what is said here.
+
     Attributes:
       path: The folder.
 
     Raises:
-      ConfigurationError: The folder belongs to another experiment, or cannot be written.
+      ConfigurationError: The folder belongs to another experiment, or cannot be written; other processes do not see it.
     """
 
     def __init__(self, path: Path, composition: Composition, parent: str | None) -> None:
+        from recogdrive.hosts import member  # Only a run that has begun pays for jax.
+
         self.path = path
         self._composition = composition
         self._record: dict[str, Any] = {}
+        self._writes = member.is_lead()
+        if self._writes:
+            self._open(path, composition, parent)
+        member.require_shared(path)
+
+    def _open(self, path: Path, composition: Composition, parent: str | None) -> None:
         existing = _read_record(path / "run.json")
         if existing is not None and existing["experiment"] != composition.name:
             raise ConfigurationError(
@@ -81,11 +91,14 @@ class RunFolder:
 
     def update(self, **facts: Any) -> None:
         """Adds facts to run.json."""
-        self._record |= facts
-        self._write_record()
+        if self._writes:
+            self._record |= facts
+            self._write_record()
 
     def close(self, status: str) -> None:
         """Ends this attempt: notes how it went and writes the operative configuration, that is, what was called."""
+        if not self._writes:
+            return
         self._record["attempts"][-1] |= {"finished": _now(), "status": status}
         _add_goodput(self._record["attempts"], self.path / GOODPUT_FILE)
         self._write_record()
@@ -93,6 +106,19 @@ class RunFolder:
 
     def _write_record(self) -> None:
         write_text(self.path / "run.json", json.dumps(self._record, indent=2) + "\n")
+
+
+def end_attempt(path: Path, status: str) -> None:
+    """Notes in run.json how an attempt went whose process could not do so itself; one that did is left as it is.
+
+    Raises:
+      OSError: There is no record, or it cannot be written.
+    """
+    record = json.loads((path / "run.json").read_text())
+    attempt = record["attempts"][-1]
+    if attempt["status"] == "running":
+        attempt |= {"finished": _now(), "status": status}
+        write_text(path / "run.json", json.dumps(record, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

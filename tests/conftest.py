@@ -2,7 +2,11 @@
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import gin
@@ -104,6 +108,51 @@ def clean_gin():
     gin.clear_config()
     yield
     gin.clear_config()
+
+
+class SeveralProcesses:
+    """Starts the processes of one run on this machine, each with virtual devices of its own."""
+
+    def __init__(self):
+        self._started = []
+
+    def start(self, count, devices, folder, *flags, environment=()):
+        """Processes of `recogdrive.main`; what process i says goes to `folder`/said.i."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1] & ~1  # The one above is used too.
+        variables = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)} | dict(environment)
+        variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        command = [sys.executable, "-m", "recogdrive.main", f"--workdir={folder / 'run'}", *flags]
+        started = []
+        for number in range(count):
+            own = [f"--coordinator_address=localhost:{port}", f"--num_processes={count}", f"--process_id={number}"]
+            with (folder / f"said.{number}").open("w") as file:
+                started.append(
+                    subprocess.Popen([*command, *(own if count > 1 else [])], stdout=file, stderr=file, env=variables)
+                )
+        self._started += started
+        return started
+
+    def finish(self, started, timeout_s=600):
+        """Waits for the ends; exit codes."""
+        deadline = time.monotonic() + timeout_s
+        return [process.wait(max(1.0, deadline - time.monotonic())) for process in started]
+
+    def close(self):
+        """Nothing that a failed test started lives on."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="session")
+def several_processes():
+    several = SeveralProcesses()
+    yield several
+    several.close()
 
 
 class TinyFineTuning:

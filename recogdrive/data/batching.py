@@ -126,7 +126,7 @@ class BatchStream(ResumableBatches):
 
     Args:
       samples: Where samples come from.
-      batch_size: Rows of a global batch; every process yields its equal part.
+      batch_size: Rows of a global batch; process p yields the p-th of its equal parts.
       seed: Of the order.
       num_threads: Reading threads of each process.
       num_workers: Worker processes; 0 reads in threads of this process. Only decoding images is worth their start-up.
@@ -154,18 +154,34 @@ class BatchStream(ResumableBatches):
             raise ValueError("The training split holds no samples; check its scene filter.")
         rows = rows_of_process(batch_size, process_count)
         self.samples_per_epoch = len(samples)
+        order = grain.MapDataset.source(samples).shuffle(seed=seed).repeat()
         super().__init__(
-            grain.MapDataset.source(samples)
-            .shuffle(seed=seed)
-            .repeat()
-            .slice(slice(process_index, None, process_count))
-            .batch(rows, batch_fn=stack_samples),
+            grain.MapDataset.source(_ProcessRows(order, batch_size, process_index * rows, rows)).batch(
+                rows, batch_fn=stack_samples
+            ),
             batch_size,
             {"seed": seed, "samples": len(samples)},
             num_threads=num_threads,
             num_workers=num_workers,
             prefetch=prefetch,
         )
+
+
+class _ProcessRows:
+    """The samples of one process, by number: of every global batch the same rows, as they lie on its devices."""
+
+    def __init__(self, order: grain.MapDataset, batch_size: int, first: int, rows: int) -> None:
+        self._order = order
+        self._batch_size = batch_size
+        self._first = first
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._order) // self._batch_size * self._rows
+
+    def __getitem__(self, index: int) -> Sample:
+        batch, row = divmod(int(index), self._rows)
+        return self._order[batch * self._batch_size + self._first + row]
 
 
 def order_of(stream: BatchStream, num_batches: int) -> np.ndarray:

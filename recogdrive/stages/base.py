@@ -14,6 +14,7 @@ import jax
 
 from recogdrive.composition import Composition
 from recogdrive.experiment import ConfigurationError, lineage
+from recogdrive.hosts import member
 from recogdrive.pdm.machine import MachineError
 from recogdrive.run_folder import RunFolder, write_text
 from recogdrive.stages.executors import WorkerError
@@ -57,7 +58,10 @@ class Description:
 
 
 class Stage(Protocol):
-    """One arrow of the pipeline: reads its parent's output, writes its own."""
+    """One arrow of the pipeline: reads its parent's output, writes its own.
+
+    One that can be run by several processes says so by `runs_on_several_processes = True`.
+    """
 
     def run(self, folder: RunFolder, parent: Path | None) -> Mapping[str, float]:
         """Does the work in `folder.path`; returns the figures worth printing."""
@@ -110,6 +114,10 @@ def execute(composition: Composition, workdir: Path, profile_steps: profiling.St
     """
     began = perf_counter()
     stage, parent = build()
+    if member.is_several() and not getattr(stage, "runs_on_several_processes", False):
+        raise ConfigurationError(
+            f"{composition.name} runs in one process; start it on one host alone (SLURM: --nodes=1 --ntasks=1)."
+        )
     _require_parent(composition, parent)
     if profile_steps is not None and not hasattr(stage, "step_shapes"):
         raise ConfigurationError(f"--profile_steps traces training steps, and {composition.name} trains nothing.")
@@ -129,17 +137,21 @@ def execute(composition: Composition, workdir: Path, profile_steps: profiling.St
         sys.stderr.write(f"{stop}\nThe step is saved; to go on all the same, change the threshold and run it again.\n")
         return STOPPED_EXIT_CODE
     except EXPLAINED as error:
+        member.wait_for_the_cause(error)
+        member.explain(str(error))
         folder.close(f"failed: {type(error).__name__}: {error}")
-        trace = folder.path / "error.txt"
+        trace = folder.path / ("error.txt" if member.is_lead() else f"error.{jax.process_index()}.txt")
         write_text(trace, traceback.format_exc())
         sys.stderr.write(f"error: {error}\n(traceback in {trace})\n")
         return FAILED_EXIT_CODE
     except BaseException as error:
+        member.wait_for_the_cause(error)
         folder.close(f"failed: {type(error).__name__}: {error}")
         raise
     folder.close("finished")
     sys.stdout.write(_where_time_went(workdir, earlier, perf_counter() - began))
-    sys.stdout.write(_where_to_look(workdir) + "\n")
+    if member.is_lead():
+        sys.stdout.write(_where_to_look(workdir) + "\n")
     return 0
 
 

@@ -28,6 +28,7 @@ from recogdrive.data.hidden_cache.record import Storage
 from recogdrive.data.hidden_cache.rows import SceneList
 from recogdrive.data.splits import PlanningSplits
 from recogdrive.data.vlm.scene_prompts import ScenePrompts
+from recogdrive.hosts import member
 from recogdrive.models.bridge import Params
 from recogdrive.run_folder import RunFolder
 from recogdrive.stages.base import Description
@@ -93,6 +94,8 @@ class CacheHiddenStates:
     Raises:
       ValueError: A number out of range, or an unknown storage.
     """
+
+    runs_on_several_processes = True
 
     def __init__(
         self,
@@ -164,9 +167,9 @@ class CacheHiddenStates:
         )
         made = maker.run(pending)
         wall_s = time.perf_counter() - begun
-        _wait_for_all("hidden states written")
+        member.wait_for_all()
         summary = self._complete(states, plan, fields, splits, scenes) if jax.process_index() == 0 else {}
-        _wait_for_all("hidden states complete")
+        member.wait_for_all()
         if not summary:
             return {}
         summary |= {"wall_s": wall_s, "scenes_made": made}
@@ -210,7 +213,7 @@ class CacheHiddenStates:
             claim(states, plan)
             for leftover in states.glob(f"*{TEMPORARY}"):
                 leftover.unlink()
-        _wait_for_all("hidden states claimed")
+        member.wait_for_all()
         return claim(states, plan)
 
     def _tasks(self, count: int) -> list[ShardTask]:
@@ -254,11 +257,3 @@ class CacheHiddenStates:
             "fingerprint": manifest["fingerprint"],
             "container": str(states),
         }
-
-
-def _wait_for_all(what: str) -> None:
-    """Until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(what)

@@ -17,6 +17,7 @@ from recogdrive.data.samples import SceneSource, TrainingSamples, planner_sample
 from recogdrive.data.splits import PlanningSplits
 from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
 from recogdrive.experiment import ConfigurationError
+from recogdrive.hosts import member
 from recogdrive.models.bridge import Params
 from recogdrive.models.planner.planner import DiffusionPlanner
 from recogdrive.pdm.rewards.reward import Reward
@@ -71,6 +72,8 @@ class DiffGrpo:
 
     Source: upstream `ReCogDriveAgent` with `forward_grpo`, reinforcement-learning scripts.
     """
+
+    runs_on_several_processes = True
 
     def __init__(
         self,
@@ -156,7 +159,8 @@ class DiffGrpo:
         stream.close()
 
         reference = {name.removeprefix(REFERENCE_PREFIX): weight for name, weight in state.kept.items()}
-        best = load_params(folder.path, template=start)
+        reference = member.local_weights(reference)
+        best = load_params(folder.path, template=start) if member.is_lead() else {}
         export_weights(self.planner, best, folder.path / EXPORT_FOLDER, reference=reference)
         agent.params = best
         before = self.evaluation.agent(self.planner, reference, self.context, name=BEFORE)
@@ -164,7 +168,7 @@ class DiffGrpo:
 
     def _start(self, path: Path, parent: Path | None) -> Mapping[str, jax.Array | jax.ShapeDtypeStruct]:
         """The weights to start from; only their shapes where the run goes on from a checkpoint, which holds them."""
-        if has_checkpoint(path):
+        if member.on_lead(lambda: has_checkpoint(path)):
             return jax.eval_shape(self.planner.init, jax.random.key(0))
         if parent is None:
             raise ConfigurationError(
@@ -179,7 +183,8 @@ class DiffGrpo:
         records = Records(train, self.evaluation.pdm_scenes)
         self._reward.attach(records)
         samples = planner_samples(train, self.context, keep=self._keep_samples)
-        surveyed = self._surveyed(folder.path, records)
+        with member.lead_first():
+            surveyed = self._surveyed(folder.path, records)
         failed = surveyed.failures
         folder.update(scored_scenes=surveyed.num_records - len(failed), scenes_without_reward=dict(failed))
         if failed:
@@ -191,7 +196,9 @@ class DiffGrpo:
         if not self._reward.uses_previous_plans:
             return rewarded
         before = self.evaluation.agent(self.planner, start, self.context)
-        return WithPreviousPlans(rewarded, previous_plans(folder.path, records, samples, before, self._batch_size))
+        with member.lead_first():
+            plans = previous_plans(folder.path, records, samples, before, self._batch_size)
+        return WithPreviousPlans(rewarded, plans)
 
     def _surveyed(self, path: Path, records: Records) -> Survey:
         """Sizes of all scenes to score in; read back where the run has looked at them before."""
@@ -202,7 +209,7 @@ class DiffGrpo:
                 return found
             logging.warning("%s is of %d scenes, not %d; looking anew", file, found.num_records, len(records))
         found = survey(records, len(records), self._reward.layouts, self._num_workers)
-        if jax.process_index() == 0:
+        if member.is_lead():
             write_text(file, json.dumps(found.to_json(self._reward.layouts), indent=2) + "\n")
         return found
 

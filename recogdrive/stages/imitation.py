@@ -46,6 +46,8 @@ class Imitation:
     Source: upstream `ReCogDriveAgent` with `TrajectoryTargetBuilder`, imitation scripts.
     """
 
+    runs_on_several_processes = True
+
     def __init__(
         self,
         planner: TrainablePlanner,
@@ -105,7 +107,7 @@ class Imitation:
         stream.close()
 
         export_weights(self._planner, state.weights, folder.path / EXPORT_FOLDER)
-        agent.params = state.weights
+        agent.params = state.weights  # `final` gathers them where they are spread over processes.
         return headline(self._evaluation.final(folder.path, [agent], evaluated))
 
     def step_shapes(self) -> StepShapes:

@@ -23,6 +23,7 @@ from recogdrive.evaluation.pdms import SUB_SCORES, evaluate_pdms, partial_label
 from recogdrive.evaluation.planner_agent import PlannerAgent, TrainablePlanner, planning_batches
 from recogdrive.evaluation.report import write_report
 from recogdrive.evaluation.tables import write_tables
+from recogdrive.hosts import member
 from recogdrive.models.bridge import Params
 from recogdrive.pdm.errors import SceneError
 from recogdrive.pdm.extended import ExtendedScorer
@@ -115,20 +116,22 @@ class OpenLoop:
         The headline split's metrics have plain names, those of other splits are called `<split>/<metric>`. A planner
         whose plans are not finite gives metrics that are not, which the loop refuses by name.
 
+        Of several processes the first does it all; the others are told the scalars.
+
         Args:
           agent: Plans with the weights it is handed; compiled once for the whole run.
           context: Makes the context tokens.
           splits: Headline first.
         """
+        if not member.is_lead():
+            return lambda params, step: _on_lead(agent, params, dict)
         limit, batch_size = self._scenes_during_training, self._batch_size
         parts = [_Part(name, source, context, limit, batch_size) for name, source in splits.items()]
         if self._pdm_scenes is not None:
             for part in parts:
                 part.make_pdm_scenes(self._pdm_scenes)
 
-        def evaluate(params: Params, step: int) -> dict[str, Any]:
-            del step
-            agent.params = params
+        def figures() -> dict[str, Any]:
             found: dict[str, Any] = {}
             for part in parts:
                 planned = agent.plan_batches(part.batches)
@@ -139,7 +142,7 @@ class OpenLoop:
                     found[f"{part.name}/trajectories"] = part.picture(agent.name, planned, self._pictures)
             return found
 
-        return evaluate
+        return lambda params, step: _on_lead(agent, params, figures)
 
     def final(
         self,
@@ -150,11 +153,19 @@ class OpenLoop:
         """Evaluates `agents` and the baselines on all of every split; writes tables, summary and report.
 
         The first agent is the report's subject. A baseline that carries an agent's name is left out: the agent stands
-        in its place.
+        in its place. Of several processes the first does it all, as scenes are many and planning them is little.
 
         Returns:
           agent -> metric -> value, as in `summary.json`.
         """
+        if member.is_several():
+            for agent in agents:
+                agent.params = member.local_weights(agent.params)
+        return member.on_lead(lambda: self._final(run_dir, agents, splits))
+
+    def _final(
+        self, run_dir: Path, agents: Sequence[Agent], splits: Mapping[str, SceneSource]
+    ) -> dict[str, dict[str, float]]:
         named = {agent.name for agent in agents}
         everyone = [*agents, *(baseline for baseline in self._baselines if baseline.name not in named)]
         evaluation = evaluate_open_loop(everyone, list(splits.items()), progress=True)
@@ -169,6 +180,25 @@ class OpenLoop:
             for agent, metrics in summary.items():
                 logging.info("%-18s on %-10s %s", agent, split, _result_line(metrics, split))
         return summary
+
+
+def _on_lead(agent: PlannerAgent, params: Params, figures: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an evaluation finds with these weights: all of it on process 0, its scalars on the others.
+
+    All processes get the same numbers to the bit, which decide alike then whether they are the best.
+    """
+    agent.params = member.local_weights(params)
+    pictures: dict[str, Any] = {}
+
+    def scalars() -> dict[str, float]:
+        found = figures()
+        pictures.update({name: value for name, value in found.items() if not isinstance(value, float)})
+        return {name: value for name, value in found.items() if isinstance(value, float)}
+
+    found = member.on_lead(scalars)
+    if member.is_several():
+        agent.params = None  # A copy.
+    return found | pictures
 
 
 class _Part:

@@ -7,6 +7,7 @@ import jax
 from recogdrive.data.context import ContextSource
 from recogdrive.evaluation.planner_agent import OFFICIAL_SUFFIX, TrainablePlanner, trained_weights
 from recogdrive.experiment import ConfigurationError
+from recogdrive.hosts import member
 from recogdrive.models.bridge import Params
 from recogdrive.models.planner.official_checkpoint import save_official
 from recogdrive.stages.base import Parameter
@@ -56,12 +57,19 @@ def initial_weights(planner: TrainablePlanner, parent: Path | None, seed: int) -
 def export_weights(planner: TrainablePlanner, weights: Params, folder: Path, reference: Params | None = None) -> None:
     """Writes what the official code reads: the planner as `<name>.ckpt`, and beside it a VLM that was trained with it.
 
+    Of several processes the first writes; all call it.
+
     Args:
       planner: What was trained.
       weights: All of its weights.
       folder: Where to; made where it is missing.
       reference: Weights of the frozen reference policy, which go into the planner's file; None writes none.
     """
+    if member.is_several():
+        weights = member.host_weights(weights)
+        reference = None if reference is None else member.host_weights(reference)
+    if not member.is_lead():
+        return
     folder.mkdir(exist_ok=True)
     alone = getattr(planner, "planner", planner)
     own = {row.name for row in alone.parameter_table()}

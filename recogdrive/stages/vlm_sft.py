@@ -18,6 +18,7 @@ from recogdrive.data.vlm.tokenizer import VlmTokenizer
 from recogdrive.data.vlm.weights_folder import EXPORT_FOLDER, ORIGINAL, TRANSFORMERS, find_weights_folder
 from recogdrive.evaluation.held_out import HeldOutEvaluation, HeldOutLoss, SampleAnswers, evenly_spaced
 from recogdrive.experiment import ConfigurationError
+from recogdrive.hosts import member
 from recogdrive.models.bridge import Params
 from recogdrive.models.vlm.encoder import forward_flops, head_flops
 from recogdrive.models.vlm.internvl import InternVL
@@ -63,6 +64,8 @@ class VlmSft:
 
     Source: upstream `internvl_chat_finetune.py`.
     """
+
+    runs_on_several_processes = True
 
     def __init__(
         self,
@@ -138,7 +141,7 @@ class VlmSft:
         results = evaluation.latest or evaluation(state.weights, trainer.steps)
         figures = {name: value for name, value in results.items() if isinstance(value, float)}
         folder.update(held_out=figures)
-        if "answers" in results and jax.process_index() == 0:
+        if "answers" in results and member.is_lead():
             write_text(folder.path / ANSWERS_FILE, results["answers"] + "\n")
         return figures
 
@@ -177,9 +180,10 @@ class VlmSft:
     def _training_stream(self, tokenizer: VlmTokenizer, path: Path) -> tuple[VlmBatchStream, str]:
         """The stream, and what was found in the conversations."""
         source = self._data.open_train()
-        samples, survey = self._data.samples(
-            source, tokenizer, self._vlm.config.tokens_per_tile, self._seed, path / "data" / "train"
-        )
+        with member.lead_first():  # The others find what it measured.
+            samples, survey = self._data.samples(
+                source, tokenizer, self._vlm.config.tokens_per_tile, self._seed, path / "data" / "train"
+            )
         stream = self._data.stream(
             samples,
             survey,
@@ -228,9 +232,10 @@ class VlmSft:
         source = self._data.open_held_out()
         if source is None:
             return None
-        samples, survey = self._data.samples(
-            source, tokenizer, self._vlm.config.tokens_per_tile, self._seed, path / "data" / "held_out"
-        )
+        with member.lead_first():
+            samples, survey = self._data.samples(
+                source, tokenizer, self._vlm.config.tokens_per_tile, self._seed, path / "data" / "held_out"
+            )
         rows = self._batch_size // self._trainer.accumulation_steps
         batches = BatchesOnce(
             samples,
@@ -248,13 +253,9 @@ class VlmSft:
         return HeldOutEvaluation(frozen, loss, answers)
 
     def _write_export(self, path: Path, params: Params, tokenizer: VlmTokenizer) -> None:
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            params = multihost_utils.process_allgather(params, tiled=True)
-        if jax.process_index() != 0:
+        weights = member.host_weights(params)
+        if not member.is_lead():
             return
-        weights = {name: np.asarray(value) for name, value in params.items()}
         if self._vlm.lora is not None:
             # Adapters are added in float32 to weights that were kept in the compute dtype.
             adapted = {f"{name.removesuffix(LORA_A)}.weight" for name in weights if name.endswith(LORA_A)}

@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from recogdrive.hosts import member
 from recogdrive.training import manifest
 from recogdrive.training.preservation import Preservation
 from recogdrive.training.saved import (
@@ -258,14 +259,10 @@ class Checkpoints:
           CheckpointError: There are checkpoints and none can be used.
           ValueError: The checkpoint is of another run, model or optimiser; all differences are listed.
         """
-        unsound: dict[int, str] = {}
-        for step in reversed(saved_steps(self._folder)):
+        step, reasons = member.on_lead(self._newest_sound)  # All must choose the same one.
+        unsound = {int(number): reason for number, reason in reasons.items()}
+        if step is not None:
             folder = self._folder / str(step)
-            reason = "; ".join(manifest.problems(folder))
-            if reason:
-                logging.error("the checkpoint of step %d in %s cannot be used: %s", step, self._folder, reason)
-                unsound[step] = reason
-                continue
             self._require_same_run(step)
             wanted = to_stored(template)
             if different := differences(stored_shapes(folder), wanted):
@@ -274,7 +271,7 @@ class Checkpoints:
                     f"one it was trained with or start in a new --workdir:{listed(different)}"
                 )
             state = from_stored(restore_arrays(folder, wanted, partial=False), template)
-            self._set_aside(unsound)
+            member.on_lead(lambda: self._set_aside(unsound))
             if unsound:
                 logging.error("falling back to the checkpoint of step %d", step)
             self._preservation.prune()
@@ -286,6 +283,17 @@ class Checkpoints:
                 + listed([f"step {step}: {reason}" for step, reason in unsound.items()])
             )
         return None
+
+    def _newest_sound(self) -> tuple[int | None, dict[int, str]]:
+        """The step of the newest checkpoint that can be used, and why newer ones cannot."""
+        unsound: dict[int, str] = {}
+        for step in reversed(saved_steps(self._folder)):
+            reason = "; ".join(manifest.problems(self._folder / str(step)))
+            if not reason:
+                return step, unsound
+            logging.error("the checkpoint of step %d in %s cannot be used: %s", step, self._folder, reason)
+            unsound[step] = reason
+        return None, unsound
 
     def _require_same_run(self, step: int) -> None:
         saved = read_json(self._folder / str(step), LOOP)["identity"]
@@ -300,8 +308,6 @@ class Checkpoints:
             )
 
     def _set_aside(self, unsound: Mapping[int, str]) -> None:
-        if jax.process_index() != 0:
-            return
         for step in unsound:
             target = Path(tempfile.mkdtemp(prefix=f"unusable-{step}-", dir=self._folder))
             (self._folder / str(step)).rename(target / str(step))
@@ -326,6 +332,8 @@ def load_params(
     which: str = "best",
 ) -> Params:
     """The weights of a run, for evaluation or to start another run from, without its optimiser state.
+
+    They come to the first device of this process. Every process reads them for itself, at its own time.
 
     Args:
       folder: Run folder, its folder of checkpoints, or one checkpoint.

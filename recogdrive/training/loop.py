@@ -233,8 +233,7 @@ class _Run:
         """Restores the newest usable checkpoint, or makes the first state."""
         if shared := sorted(set(frozen) & set(kept or {})):
             raise ValueError(f"weights {shared} are both frozen and kept; they belong to the run or they do not.")
-        # Never donated, so arrays that are in their place already are not copied.
-        self.frozen = jax.device_put(frozen, self.sharding.state_sharding(frozen))
+        self.frozen = self.sharding.place(frozen)
         first = FirstState(
             self.objective,
             self.transformation,

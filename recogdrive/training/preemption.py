@@ -1,5 +1,6 @@
 """Ending a run in order when the machine is taken away."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -28,7 +29,8 @@ class Preempted(SystemExit):
 class PreemptionGuard:
     """While entered, SIGTERM and the first SIGINT are noted instead of ending the process; a second SIGINT interrupts.
 
-    With several processes JAX's preemption service takes the signals, and all processes agree on the step to stop at.
+    With several processes JAX's preemption service takes SIGTERM, which the first SIGINT then becomes, and all
+    processes agree on the step to stop at.
     """
 
     def __init__(self) -> None:
@@ -37,8 +39,8 @@ class PreemptionGuard:
 
     def __enter__(self) -> Self:
         # Only the main thread may set handlers; a loop run in another one is stopped by its owner.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -52,6 +54,8 @@ class PreemptionGuard:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self._noted = True
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
@@ -80,17 +81,32 @@ def parameter_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -
 
 def stored_shapes(folder: Path) -> Mapping[str, Any]:
     """Shape and dtype of every array of one checkpoint, in the layout of `to_stored`."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer(alone=True) as checkpointer:
         return checkpointer.metadata(folder / STATE).item_metadata.tree
 
 
 def restore_arrays(folder: Path, wanted: Mapping[str, Any], *, partial: bool) -> dict[str, Any]:
-    """Arrays of one checkpoint, placed as `wanted` says; with `partial` the checkpoint may hold more than that."""
+    """Arrays of one checkpoint, placed as `wanted` says; with `partial` the checkpoint may hold more than that.
+
+    Where no array lies on devices of other processes, these are not waited for.
+    """
     arguments = ocp.args.PyTreeRestore(
         wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=partial
     )
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    own = all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(wanted))
+    with _checkpointer(alone=own) as checkpointer:
         return checkpointer.restore(folder / STATE, args=arguments)
+
+
+def _checkpointer(*, alone: bool) -> ocp.Checkpointer:
+    if not alone or jax.process_count() == 1:
+        return ocp.PyTreeCheckpointer()
+    number = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"process_{number}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def read_json(folder: Path, item: str) -> Json:

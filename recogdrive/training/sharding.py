@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import gin
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -150,6 +151,30 @@ class DataParallel:
                 f"batch_size={batch_size} does not divide over {over}; use a multiple of {unit} "
                 f"(e.g. {_nearest_multiples(batch_size, unit)})."
             )
+        self._check_processes(batch_size)
+
+    def _check_processes(self, batch_size: int) -> None:
+        """Makes sure that of every batch the p-th part lies on the devices of process p, as streams deal it."""
+        count = jax.process_count()
+        if count == 1:
+            return
+        rows = batch_size // count
+        placed = self.batch_sharding.devices_indices_map((batch_size,))
+        found = {device.process_index for device in placed}
+        if found != set(range(count)):
+            raise ValueError(
+                f"num_devices={self.mesh.size} leaves {count - len(found)} of {count} processes without a device; use "
+                f"all {jax.device_count()}, or start fewer processes."
+            )
+        for device, (part,) in placed.items():
+            first, end, _ = part.indices(batch_size)
+            if batch_size % count or first < device.process_index * rows or end > (device.process_index + 1) * rows:
+                raise ValueError(
+                    f"rows {first} to {end} of a batch of {batch_size} lie on a device of process "
+                    f"{device.process_index} of {count}, which reads others: devices that share a row must be of one "
+                    f"process. Let model_devices divide the {jax.local_device_count()} devices of a process, with a "
+                    f"batch_size that is a multiple of {count}."
+                )
 
     def describe_batch(self, batch_size: int, accumulation_steps: int = 1) -> str:
         """How an update's rows are spread, for the log."""
@@ -161,9 +186,18 @@ class DataParallel:
         )
 
     def put_state(self, state: Tree) -> Tree:
-        """Copies a state to its place; the caller's arrays stay valid when the copy is donated."""
+        """Copies a state to its place; the caller's arrays stay valid when the copy is donated.
+
+        Of several processes each has the whole of it, and puts the parts of its devices there.
+        """
+        return jax.tree.map(_copied, state, self.state_sharding(state))
+
+    def place(self, weights: Tree) -> Tree:
+        """The same for weights that are never donated: those in their place already are not copied."""
         return jax.tree.map(
-            lambda leaf, sharding: jax.device_put(leaf, sharding, may_alias=False), state, self.state_sharding(state)
+            lambda leaf, sharding: leaf if _lies(leaf, sharding) else _copied(leaf, sharding),
+            weights,
+            self.state_sharding(weights),
         )
 
     def put_batch(self, batch: HostBatch, batch_size: int) -> DeviceBatch:
@@ -177,9 +211,24 @@ class DataParallel:
         if wrong:
             raise ValueError(f"entries of a batch must have {rows} rows (batch_size={batch_size}), found {wrong}.")
         return {
-            name: jax.make_array_from_process_local_data(self.batch_sharding, np.asarray(value))
+            name: jax.make_array_from_process_local_data(
+                self.batch_sharding, np.asarray(value), (batch_size, *value.shape[1:])
+            )
             for name, value in batch.items()
         }
+
+
+def _copied(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding, may_alias=False)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.jit(jnp.copy, out_shardings=sharding)(leaf)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+
+def _lies(leaf: Any, sharding: NamedSharding) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 
 @gin.register

@@ -9,7 +9,8 @@ import pytest
 from recogdrive import run_folder
 from recogdrive.composition import Composition
 from recogdrive.experiment import ConfigurationError, Experiment
-from recogdrive.run_folder import RunFolder, device, write_text
+from recogdrive.hosts import member
+from recogdrive.run_folder import RunFolder, device, end_attempt, write_text
 
 EXPERIMENT = Experiment("debug_x", "A run.", starts_from="debug_il")
 
@@ -47,6 +48,22 @@ def test_closing_writes_the_operative_configuration_and_how_it_ended(tmp_path):
     assert record(tmp_path)["data"] == {"train": "3 scenes"}
     assert record(tmp_path)["attempts"][0]["status"] == "finished"
     assert (tmp_path / "operative_config.gin").read_text() == gin.operative_config_str()
+
+
+def test_another_than_the_first_process_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(member, "is_lead", lambda: False)
+    folder = RunFolder(tmp_path, composition(), None)
+    folder.update(seed=1)
+    folder.close("finished")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attempt_that_could_not_end_itself_is_ended_once(tmp_path):
+    RunFolder(tmp_path, composition(), None)
+    end_attempt(tmp_path, "lost process 1 (b): SIGKILL")
+    end_attempt(tmp_path, "later")
+    assert record(tmp_path)["attempts"][0]["status"] == "lost process 1 (b): SIGKILL"
+    assert "finished" in record(tmp_path)["attempts"][0]
 
 
 def test_every_start_of_a_run_is_kept(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recogdrive.hosts.settings import detect
 from recogdrive.launch import gke, tpu_vm
 from recogdrive.launch.shell import quoted
 from recogdrive.launch.tpu_types import TPU_TYPES
@@ -314,7 +315,7 @@ def test_the_slurm_job_starts_the_command_on_every_task_and_queues_again_what_wa
     done = subprocess.run(["bash", LAUNCH / "slurm.sbatch", *RUN[1:]], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == ends
     assert (tmp_path / "srun.seen").read_text().splitlines() == [
-        *("cuda,cpu", "--kill-on-bad-exit=1", "py", "-m", "recogdrive.main"),
+        *("cuda,cpu", "--kill-on-bad-exit=0", "--wait=120", "py", "-m", "recogdrive.main"),
         *RUN[1:],
     ]
     requeued = tmp_path / "scontrol.seen"
@@ -326,6 +327,25 @@ def test_the_slurm_job_asks_for_a_process_a_gpu_and_for_time_to_save():
         line.split()[1] for line in (LAUNCH / "slurm.sbatch").read_text().splitlines() if line.startswith("#SBATCH")
     ]
     assert {"--ntasks-per-node=8", "--gpus-per-node=8", "--signal=TERM@300", "--requeue"} <= set(asked)
+
+
+def test_tasks_of_the_slurm_job_are_the_processes_of_one_run():
+    """Variables as srun sets them for the ninth task of two nodes with eight each."""
+    environment = {"SLURM_JOB_ID": "42", "SLURM_PROCID": "8", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "gpu[01-02]"}
+    environment |= {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "JAX_PLATFORMS": "cuda,cpu"}
+    found = detect({}, environment | {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"})
+    assert (found.process_id, found.num_processes, found.local_devices) == (8, 16, (0,))
+
+
+def test_several_nodes_of_a_skypilot_task_are_the_processes_of_one_run(tmp_path):
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    (tmp_path / "recogdrive-env" / "bin").mkdir(parents=True)
+    shown = "$RECOGDRIVE_COORDINATOR_ADDRESS $RECOGDRIVE_NUM_PROCESSES $RECOGDRIVE_PROCESS_ID"
+    fakes = {tmp_path / "recogdrive-env" / "bin" / "python": f'echo "{shown}" > seen'}
+    environment = fake_programs(fakes, tmp_path) | {"EXTRA": "cuda", "FLAGS": "--experiment=debug_il"}
+    environment |= {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "seen").read_text() == "10.0.0.1:8476 2 1\n"
 
 
 @pytest.mark.parametrize(("extra", "platforms"), [("tpu", "tpu,cpu"), ("cuda", "cuda,cpu")])

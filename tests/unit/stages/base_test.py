@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import gin
+import jax
 import pytest
 
 from recogdrive.composition import Composition
 from recogdrive.experiment import ConfigurationError, Experiment, find_experiment
+from recogdrive.hosts import member
 from recogdrive.stages import base
 from recogdrive.stages.base import Description, Parameter
 from recogdrive.training import goodput, profiling
@@ -230,3 +232,20 @@ def test_a_stage_that_could_not_run_on_these_devices_is_refused_when_described(m
     monkeypatch.setattr(FakeStage, "describe", refuses)
     with pytest.raises(ConfigurationError, match="batch_size=3 does not divide"):
         base.describe(composition())
+
+
+def test_a_stage_for_one_process_is_refused_to_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(member, "is_several", lambda: True)
+    stage_that(lambda folder, parent: {})
+    with pytest.raises(ConfigurationError, match="runs in one process"):
+        base.execute(Composition(None, ""), tmp_path)
+    assert not FakeStage.saw
+
+
+def test_an_error_of_another_than_the_first_process_has_a_file_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(member, "is_lead", lambda: False)
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    stage_that(raises(ValueError("log 17 is damaged")))
+    assert base.execute(Composition(None, ""), tmp_path) == base.FAILED_EXIT_CODE
+    assert "log 17 is damaged" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["error.3.txt"]

@@ -193,7 +193,6 @@ def test_eight_bit_states_have_their_error_in_the_manifest(tmp_path):
 
 def test_processes_share_the_shards(tmp_path, whole, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(cache_hidden_states, "_wait_for_all", lambda what: None)
     for process in (1, 0):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         prompts = work.Prompts()

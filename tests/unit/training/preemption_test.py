@@ -2,6 +2,7 @@ import os
 import signal
 import threading
 
+import jax
 import pytest
 
 from recogdrive.training.preemption import PREEMPTED_EXIT_CODE, Preempted, PreemptionGuard
@@ -15,6 +16,19 @@ def test_a_signal_is_noted_and_the_handler_before_is_put_back(number):
         os.kill(os.getpid(), number)
         assert guard.requested(2)
     assert signal.getsignal(number) is before
+
+
+def test_of_several_processes_an_interrupted_one_asks_all_to_stop(monkeypatch):
+    """JAX's service, which tells the others, listens to SIGTERM alone."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with PreemptionGuard():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
 
 
 def test_a_second_interrupt_ends_the_run_at_once():

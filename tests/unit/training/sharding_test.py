@@ -21,6 +21,44 @@ class EightDevices(DataParallel):
     num_devices = 8
 
 
+class TwoProcesses(DataParallel):
+    """Where four devices of two processes have the rows of a batch of 8."""
+
+    num_devices = 4
+
+    def __init__(self, rows):
+        super().__init__()
+        self._rows = rows
+
+    @property
+    def batch_sharding(self):
+        return self
+
+    def devices_indices_map(self, shape):
+        processes = (0, 0, 1, 1)[: len(self._rows)]
+        devices = [type("Device", (), {"process_index": process})() for process in processes]
+        return {device: (slice(*rows),) for device, rows in zip(devices, self._rows, strict=True)}
+
+
+def test_processes_whose_devices_have_the_rows_they_read_may_train(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    TwoProcesses([(0, 2), (2, 4), (4, 6), (6, 8)]).check_batch(8)
+    TwoProcesses([(0, 4), (0, 4), (4, 8), (4, 8)]).check_batch(8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([(0, 4), (4, 8)], "leaves 1 of 2 processes without a device"),
+        ([(0, 4), (4, 8), (0, 4), (4, 8)], "devices that share a row must be of one process"),
+    ],
+)
+def test_rows_on_devices_of_a_process_that_reads_others_are_refused(monkeypatch, rows, message):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=message):
+        TwoProcesses(rows).check_batch(8)
+
+
 @pytest.mark.parametrize(
     ("batch_size", "accumulation_steps", "message"),
     [

@@ -1,0 +1,44 @@
+"""The command line as one of several processes."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from recogdrive.hosts.settings import VARIABLES, detect
+from recogdrive.hosts.supervisor import MEMBER_VARIABLE, supervise
+from recogdrive.hosts.tpu_metadata import tpu_metadata
+
+
+def supervised(flags: Mapping[str, str | int | None], workdir: Path, arguments: Sequence[str]) -> int | None:
+    """Runs the command as this host's part of a run of several processes; its exit code, or None where it is alone.
+
+    A process that works under a supervisor already is told so by it, and goes on by itself.
+
+    Args:
+      flags: As `detect` takes them.
+      workdir: The run's folder.
+      arguments: Of the command.
+
+    Raises:
+      ConfigurationError: What says who this process is contradicts itself, or the processes did not come together.
+    """
+    if MEMBER_VARIABLE in os.environ:
+        return None
+    settings = detect(flags, os.environ, tpu_metadata)
+    if settings.num_processes == 1:
+        return None
+    common = _without_own(arguments)
+    return supervise(settings, [sys.executable, "-m", "recogdrive.main", *common], workdir, common)
+
+
+def _without_own(arguments: Sequence[str]) -> list[str]:
+    """Arguments without the flags that say which process this is: --name=value, -name=value or --name value."""
+    kept, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        own = argument.startswith("-") and name in VARIABLES
+        if not (skip or own):
+            kept.append(argument)
+        skip = own and not equals
+    return kept
