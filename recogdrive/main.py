@@ -30,6 +30,10 @@ _COMPILE_FOR = flags.DEFINE_string(
 _COMPILE_TIMING = flags.DEFINE_bool(
     "compile_timing", False, "With --compile_for: finish compiling, which takes minutes, for an estimate of the time."
 )
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "A:B traces training steps A to B - 1, counted from 1 (10:13 are three steps), into "
+    "WORKDIR/tensorboard for TensorBoard's tab Profile. B is not included and may be one more than the run has."
+)  # fmt: skip
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0, for a run of several processes that nothing else tells of."
 )
@@ -69,7 +73,12 @@ def _run() -> int:
     from recogdrive.composition import compose
     from recogdrive.hosts import member
     from recogdrive.stages import base
+    from recogdrive.training.profiling import StepRange
 
+    try:
+        profile_steps = None if _PROFILE_STEPS.value is None else StepRange.parse(_PROFILE_STEPS.value)
+    except ValueError as error:
+        raise ConfigurationError(f"--{error}") from error
     composition = compose(experiment, _GIN_FILE.value, _GIN_BINDINGS.value)
     if _DRY_RUN.value:
         sys.stdout.write(base.describe(composition) + "\n")
@@ -78,7 +87,7 @@ def _run() -> int:
         return _compile(composition, workdir)
     logging.set_verbosity(logging.INFO)
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)  # Else it tells of every accelerator it lacks.
-    return member.run(lambda: base.execute(composition, workdir))
+    return member.run(lambda: base.execute(composition, workdir, profile_steps))
 
 
 def _compile(composition: "Composition", workdir: Path) -> int:

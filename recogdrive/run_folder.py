@@ -20,6 +20,9 @@ from recogdrive.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "torch", "torchax", "optax", "orbax-checkpoint", "grain", "numpy", "gin-config")
 
+GOODPUT_FILE = "goodput.json"
+"""Within a run folder: where the time of each start of training went, oldest first (`training/goodput.py`)."""
+
 
 class RunFolder:
     """The folder of one run; opening it again continues the run.
@@ -97,6 +100,7 @@ class RunFolder:
         if not self._writes:
             return
         self._record["attempts"][-1] |= {"finished": _now(), "status": status}
+        _add_goodput(self._record["attempts"], self.path / GOODPUT_FILE)
         self._write_record()
         write_text(self.path / "operative_config.gin", gin.operative_config_str())
 
@@ -176,6 +180,18 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"{path} is not readable as JSON ({error}); move it away or restore it.") from error
+
+
+def _add_goodput(attempts: list[dict[str, Any]], file: Path) -> None:
+    """Gives every attempt the account of the training that began in it; a killed one could not do so itself."""
+    try:
+        accounts = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError):
+        return  # Nothing was trained, or nobody can say any more.
+    for account in accounts:
+        begun = [attempt for attempt in attempts if attempt["started"] <= account["started"]]
+        if begun:
+            begun[-1]["goodput"] = {name: value for name, value in account.items() if name != "started"}
 
 
 def _now() -> str:

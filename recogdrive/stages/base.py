@@ -4,7 +4,9 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import Protocol
 
 import gin
@@ -16,8 +18,10 @@ from recogdrive.hosts import member
 from recogdrive.pdm.machine import MachineError
 from recogdrive.run_folder import RunFolder, write_text
 from recogdrive.stages.executors import WorkerError
+from recogdrive.training import goodput, profiling
 from recogdrive.training.checkpoint import CheckpointError
 from recogdrive.training.preemption import PREEMPTED_EXIT_CODE, Preempted
+from recogdrive.training.summary import TENSORBOARD_FOLDER
 from recogdrive.training.watch import STOPPED_EXIT_CODE, ThresholdReached
 from recogdrive.training.window import NonFiniteError
 
@@ -94,30 +98,42 @@ def build() -> tuple[Stage, Path | None]:
         raise ConfigurationError(f"The configuration cannot be built: {error}") from error
 
 
-def execute(composition: Composition, workdir: Path) -> int:
+def execute(composition: Composition, workdir: Path, profile_steps: profiling.StepRange | None = None) -> int:
     """Runs a composed experiment in `workdir`; returns the process's exit code.
 
     A failure whose message says what is wrong is shown by its message, its traceback kept in `error.txt`; any other is
     a defect and is raised.
 
+    Args:
+      composition: What to run.
+      workdir: Run folder.
+      profile_steps: Training steps to trace; None traces nothing.
+
     Raises:
       ConfigurationError: The experiment cannot run as composed.
     """
+    began = perf_counter()
     stage, parent = build()
     if member.is_several() and not getattr(stage, "runs_on_several_processes", False):
         raise ConfigurationError(
             f"{composition.name} runs in one process; start it on one host alone (SLURM: --nodes=1 --ntasks=1)."
         )
     _require_parent(composition, parent)
+    if profile_steps is not None and not hasattr(stage, "step_shapes"):
+        raise ConfigurationError(f"--profile_steps traces training steps, and {composition.name} trains nothing.")
     folder = RunFolder(workdir, composition, None if parent is None else str(parent))
+    earlier = len(goodput.read_attempts(workdir))
     try:
-        stage.run(folder, parent)
+        with profiling.tracing(profile_steps):
+            stage.run(folder, parent)
     except Preempted as stop:
         folder.close("preempted")
+        sys.stdout.write(_where_time_went(workdir, earlier, perf_counter() - began))
         sys.stderr.write(f"stopped after step {stop.step}, which is saved; run the same command again to continue\n")
         return PREEMPTED_EXIT_CODE
     except ThresholdReached as stop:
         folder.close(str(stop))
+        sys.stdout.write(_where_time_went(workdir, earlier, perf_counter() - began))
         sys.stderr.write(f"{stop}\nThe step is saved; to go on all the same, change the threshold and run it again.\n")
         return STOPPED_EXIT_CODE
     except EXPLAINED as error:
@@ -133,9 +149,25 @@ def execute(composition: Composition, workdir: Path) -> int:
         folder.close(f"failed: {type(error).__name__}: {error}")
         raise
     folder.close("finished")
+    sys.stdout.write(_where_time_went(workdir, earlier, perf_counter() - began))
     if member.is_lead():
         sys.stdout.write(_where_to_look(workdir) + "\n")
     return 0
+
+
+def _where_time_went(workdir: Path, earlier: int, seconds: float) -> str:
+    """Table of the time that training took in this attempt; nothing where none was done, or on any but the lead.
+
+    Args:
+      workdir: Run folder.
+      earlier: Times that training had been started before.
+      seconds: Duration of the attempt.
+    """
+    attempts = goodput.read_attempts(workdir)
+    if len(attempts) <= earlier or jax.process_index() != 0:
+        return ""
+    outside = seconds - attempts[-1].wall
+    return f"\n{goodput.table(attempts)}\n(and {outside:,.1f} s before and after: data, final evaluation, export)\n"
 
 
 def _where_to_look(workdir: Path) -> str:
@@ -146,7 +178,13 @@ def _where_to_look(workdir: Path) -> str:
         ("picture", workdir / "drive.png", f"{python} -m webbrowser -t {{}}"),
         ("submission", workdir / "submission.pkl", "ls -l {}"),
         ("checkpoints", workdir / "checkpoints", "ls {}"),
-        ("TensorBoard", workdir / "tensorboard", f"{python} -m tensorboard.main --logdir {{}}"),
+        ("TensorBoard", workdir / TENSORBOARD_FOLDER, f"{python} -m tensorboard.main --logdir {{}}"),
+    ]
+    needs = "" if find_spec("xprof") else f"{python} -m pip install 'recogdrive[profile]' && "
+    view = f"{needs}{python} -m tensorboard.main --logdir {(workdir / TENSORBOARD_FOLDER).resolve()}"
+    places += [
+        ("profile", trace, f"{view}  # tab Profile, run {trace.name}")
+        for trace in profiling.traces(workdir / TENSORBOARD_FOLDER)
     ]
     lines = [
         f"{name:<12} {path}\n{'':<12} {command.format(path.resolve())}"

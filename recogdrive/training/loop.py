@@ -1,6 +1,5 @@
 """The loop that every training stage runs: steps, log lines, evaluations, checkpoints, and an exact way back in."""
 
-import numbers
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,19 +8,21 @@ from typing import Any
 
 import gin
 import jax
-import numpy as np
 from absl import logging
 
 from recogdrive.training.checkpoint import Checkpoints
 from recogdrive.training.first_state import FirstState
-from recogdrive.training.metrics_file import METRICS_FILE, MetricsFile
 from recogdrive.training.optim import AdamW
 from recogdrive.training.preemption import Preempted, PreemptionGuard
+from recogdrive.training.profiling import StepProfiler, StepRange, requested_steps, step_annotation
+from recogdrive.training.run_log import RunLog
 from recogdrive.training.saved import CHECKPOINTS_FOLDER
 from recogdrive.training.sharding import DataParallel, DevicePrefetch, TrainingStream
 from recogdrive.training.state import Params, TrainState
 from recogdrive.training.step import Metrics, Objective, make_train_step
-from recogdrive.training.summary import TENSORBOARD_FOLDER, EventWriter, Progress
+from recogdrive.training.step_timing import StepPace, StepWatch
+from recogdrive.training.summary import TENSORBOARD_FOLDER, is_scalar
+from recogdrive.training.time_account import CHECKPOINT, EVALUATION, OTHER, START, STEPS, TimeAccount
 from recogdrive.training.watch import ThresholdReached, Watch
 from recogdrive.training.window import Window, require_finite, wait_for
 
@@ -157,7 +158,9 @@ class Trainer:
             )
         sharding = self.sharding or DataParallel()
         sharding.check_batch(stream.batch_size, self.accumulation_steps)
+        profiled = requested_steps(self.steps)
         workdir = Path(workdir)
+        account = TimeAccount()
         checkpoints = Checkpoints(
             workdir / CHECKPOINTS_FOLDER,
             identity={
@@ -172,13 +175,19 @@ class Trainer:
             best_mode=self.best_mode,
             keep_best=self.keep_best,
         )
-        try:
-            run = _Run(self, objective, stream, sharding, checkpoints, workdir, evaluate, watch)
-            run.start(init_params, frozen or {}, kept)
-            run.train()
-            return run.state
-        finally:
-            checkpoints.close()
+        run = None
+        with account.compilation_apart():
+            try:
+                with account.phase(START):
+                    run = _Run(self, objective, stream, sharding, checkpoints, workdir, evaluate, watch, account)
+                    run.start(init_params, frozen or {}, kept)
+                run.train(profiled)
+                return run.state
+            finally:
+                with account.phase(CHECKPOINT):
+                    checkpoints.close()
+                if run is not None and run.log is not None:
+                    run.log.note_time(run.step)
 
     def is_better(self, value: float, best: float | None) -> bool:
         """Whether an evaluation's score beats the best so far."""
@@ -198,6 +207,7 @@ class _Run:
         workdir: Path,
         evaluate: Evaluate | None,
         watch: Watch | None,
+        account: TimeAccount,
     ) -> None:
         self.trainer = trainer
         self.objective = objective
@@ -207,6 +217,8 @@ class _Run:
         self.workdir = workdir
         self.evaluate = evaluate
         self.watch = watch
+        self.account = account
+        self.log: RunLog | None = None
         self.reached: ThresholdReached | None = None
         self.transformation, self.learning_rate = trainer.optimizer.build(
             stream.batch_size, stream.samples_per_epoch, trainer.steps, getattr(objective, "decayed", None)
@@ -258,47 +270,52 @@ class _Run:
             )  # fmt: skip
             logging.info("%s", self.sharding.describe_batch(self.stream.batch_size, self.trainer.accumulation_steps))
 
-    def train(self) -> None:
-        """Runs the steps that are left."""
+    def train(self, profiled: StepRange | None) -> None:
+        """Runs the steps that are left, and traces some of them."""
         if self.step >= self.trainer.steps:
             logging.info("nothing to train: step %d of %d is done", self.step, self.trainer.steps)
             return
         self.batches = DevicePrefetch(self.stream, self.sharding, self.trainer.prefetch)
-        # A run that begins anew keeps nothing of one that was killed before its first checkpoint.
-        kept_until = self.step if self.is_continued else -1
-        self.metrics_file = MetricsFile(self.workdir / METRICS_FILE, kept_until) if self.is_lead else None
-        self.events = EventWriter(self.workdir / TENSORBOARD_FOLDER, kept_until) if self.is_lead else None
-        self.progress = Progress(self.trainer.steps, self.step, visible=self.is_lead)
+        self.log = RunLog(
+            self.workdir, self.trainer.steps, self.step, is_continued=self.is_continued, account=self.account
+        )
+        self.profiler = StepProfiler(profiled, self.workdir / TENSORBOARD_FOLDER, self.step, self.account)
+        self.running = StepWatch()
         try:
-            with PreemptionGuard() as preemption:
+            with PreemptionGuard() as preemption, self.account.phase(STEPS):
                 self._steps(preemption)
-            self.checkpoints.wait()
+            with self.account.phase(CHECKPOINT):
+                self.checkpoints.wait()
         finally:
-            self.progress.close()
-            if self.is_lead:
-                self.metrics_file.close()
-                self.events.close()
+            self.profiler.close()
+            self.running.close()
+            self.log.close()
 
     def _steps(self, preemption: PreemptionGuard) -> None:
         trainer = self.trainer
         in_flight: deque[Metrics] = deque()
-        self._restart_clock()
+        self.pace = StepPace(self.account)
         if self.evaluate and trainer.eval_at_start and not self.is_continued:
             self._evaluate()
         while self.step < trainer.steps:
-            batch = self.batches.take()
-            self.state, metrics = self.train_step(self.state, batch.arrays, self.frozen)
-            self.step += 1
-            self.window.add(self.step, metrics)
-            self.stream_state = batch.stream_state_after
-            in_flight.append(metrics)
-            last = self.step == trainer.steps
-            if not last:
-                self.batches.fill()
-            if len(in_flight) > _STEPS_IN_FLIGHT:
-                wait_for(in_flight.popleft())
-            self.steps_timed += 1
-            self.progress.advance()
+            self.profiler.before(self.step + 1, in_flight[-1] if in_flight else None)
+            with step_annotation(self.step + 1):
+                with self.account.input_phase(self.running.idle_since):
+                    batch = self.batches.take()
+                self.state, metrics = self.train_step(self.state, batch.arrays, self.frozen)
+                self.running.add(metrics)
+                self.step += 1
+                self.window.add(self.step, metrics)
+                self.stream_state = batch.stream_state_after
+                in_flight.append(metrics)
+                last = self.step == trainer.steps
+                if not last:
+                    with self.account.input_phase(self.running.idle_since):
+                        self.batches.fill()
+                if len(in_flight) > _STEPS_IN_FLIGHT:
+                    wait_for(in_flight.popleft())
+            self.pace.advance()
+            self.log.advance()
             self.checkpoints.check()
             stop = preemption.requested(self.step)
             if last or self.step % trainer.log_every == 0:
@@ -309,56 +326,31 @@ class _Run:
                 is_best = self._note_best(scores)
             if stop or last or is_best or self.reached or self.step % trainer.save_every == 0:
                 self._save(scores)
-            if self.reached:
-                self.checkpoints.wait()
-                raise self.reached
-            if stop and not last:
-                self.checkpoints.wait()
-                raise Preempted(self.step)
-
-    def _restart_clock(self) -> None:
-        self.clock, self.steps_timed, self.waited = perf_counter(), 0, self.batches.wait_s
+            self.profiler.after(self.step, metrics)
+            if self.reached or (stop and not last):
+                with self.account.phase(CHECKPOINT):
+                    self.checkpoints.wait()
+                raise self.reached or Preempted(self.step)
 
     def _log_window(self) -> None:
         self.window.fetch()
-        seconds, steps = perf_counter() - self.clock, max(self.steps_timed, 1)
-        perf = {
-            "samples_per_s": steps * self.stream.batch_size / seconds,
-            "step_time_s": seconds / steps,
-            "input_wait_s": (self.batches.wait_s - self.waited) / steps,
-        }
-        values = self.window.log()
-        named = {f"train/{name}": value for name, value in values.items()}
-        if self.is_lead:
-            self.metrics_file.write({"step": self.step, **values, "perf": perf})
-            self.events.scalars(self.step, named)
-            self.events.scalars(self.step, {f"perf/{name}": value for name, value in perf.items()})
-            # Details, grouped by a slash, are for TensorBoard; a line has room for the rest.
-            shown = {name: value for name, value in values.items() if "/" not in name}
-            self.progress.report(self.step, {**shown, "samples_per_s": perf["samples_per_s"]})
-        self._let_watch(named)
-        self._restart_clock()
+        with self.account.phase(OTHER):
+            perf = self.pace.report(self.stream.batch_size)
+            values = self.window.log()
+            self.log.window(self.step, values, perf)
+            self._let_watch({f"train/{name}": value for name, value in values.items()})
+        self.pace.restart()
 
     def _evaluate(self) -> dict[str, float]:
         self.window.fetch()
-        start = perf_counter()
-        results = self.evaluate(self.state.weights, self.step)
-        scores = {name: float(value) for name, value in results.items() if _is_scalar(value)}
-        require_finite(self.step, scores)
-        named = {f"eval/{name}": value for name, value in scores.items()}
-        if self.is_lead:
-            self.metrics_file.write({"step": self.step, **named, "perf": {"eval_s": perf_counter() - start}})
-            self.events.scalars(self.step, named)
-            for name, value in results.items():
-                if isinstance(value, str):
-                    self.events.text(self.step, f"eval/{name}", value)
-                elif isinstance(value, np.ndarray) and value.ndim == 3:
-                    self.events.image(self.step, f"eval/{name}", value)
-                elif not _is_scalar(value):
-                    self.events.figure(self.step, f"eval/{name}", value)
-            self.progress.report(self.step, named)
-        self._let_watch(named)
-        self.clock += perf_counter() - start  # The step time leaves evaluations out.
+        with self.account.phase(EVALUATION):
+            start = perf_counter()
+            results = self.evaluate(self.state.weights, self.step)
+            scores = {name: float(value) for name, value in results.items() if is_scalar(value)}
+            require_finite(self.step, scores)
+            named = {f"eval/{name}": value for name, value in scores.items()}
+            self.log.evaluation(self.step, named, results, {"eval_s": perf_counter() - start})
+            self._let_watch(named)
         return scores
 
     def _let_watch(self, values: Mapping[str, float]) -> None:
@@ -381,16 +373,10 @@ class _Run:
         return True
 
     def _save(self, scores: Mapping[str, float] | None) -> None:
-        start = perf_counter()
         # Nothing is saved before all its metrics are known to be finite.
         self.window.fetch()
-        if self.is_lead:
-            self.metrics_file.flush_to_disk()
-            self.events.flush()
-        loop_state = {"pending": self.window.pending, "best": self.best}
-        self.checkpoints.save(self.step, self.state, self.stream_state, loop_state, scores)
-        self.clock += perf_counter() - start
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, numbers.Real) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0)
+        with self.account.phase(CHECKPOINT):
+            self.log.flush()
+            loop_state = {"pending": self.window.pending, "best": self.best}
+            self.checkpoints.save(self.step, self.state, self.stream_state, loop_state, scores)
+            self.log.note_time(self.step)

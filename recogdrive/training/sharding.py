@@ -5,13 +5,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree, Shaped
 
@@ -71,8 +71,11 @@ class DataParallel:
         available = target_devices()
         if num_devices is not None and not 1 <= num_devices <= len(available):
             raise ValueError(
-                f"num_devices={num_devices} but {len(available)} devices are there; use 1 to {len(available)}."
+                f"num_devices={num_devices}, but {len(available)} devices are there; choose a file of gin/runtime for "
+                f"{len(available)}, or use 1 to {len(available)}."
             )
+        if num_devices is not None and num_devices < len(available):
+            logging.warning("%d of the %d devices are used, as num_devices says", num_devices, len(available))
         devices = np.asarray(available[:num_devices])
         self.mesh = Mesh(devices, (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
@@ -295,11 +298,7 @@ class PlacedBatch:
 
 
 class DevicePrefetch:
-    """Keeps the next batches of a stream on the devices, ahead of their use.
-
-    Attributes:
-      wait_s: Seconds spent so far on waiting for the stream and on starting transfers.
-    """
+    """Keeps the next batches of a stream on the devices, ahead of their use."""
 
     def __init__(self, stream: TrainingStream, sharding: DataParallel, depth: int = 2) -> None:
         if depth < 1:
@@ -308,11 +307,9 @@ class DevicePrefetch:
         self._sharding = sharding
         self._depth = depth
         self._ahead: deque[PlacedBatch] = deque()
-        self.wait_s = 0.0
 
     def fill(self) -> None:
         """Fetches batches until `depth` are waiting; called while the devices are busy with a step."""
-        start = perf_counter()
         while len(self._ahead) < self._depth:
             try:
                 batch = next(self._stream)
@@ -320,7 +317,6 @@ class DevicePrefetch:
                 raise ValueError("the training stream ended; a stream must repeat its data without end.") from None
             arrays = self._sharding.put_batch(batch, self._stream.batch_size)
             self._ahead.append(PlacedBatch(arrays, self._stream.get_state()))
-        self.wait_s += perf_counter() - start
 
     def take(self) -> PlacedBatch:
         """The next batch in the stream's order."""

@@ -1,12 +1,14 @@
 """What a person watches during training: TensorBoard events and a progress bar."""
 
 import io
+import numbers
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
@@ -66,6 +68,17 @@ class EventWriter:
         tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
         self._add(step, [Summary.Value(tag=name, metadata=metadata, tensor=tensor)])
 
+    def results(self, step: int, group: str, values: Mapping[str, Any]) -> None:
+        """Adds whatever an evaluation returned: scalars, texts, (H, W, 3) uint8 pictures, Matplotlib figures."""
+        self.scalars(step, {f"{group}/{name}": float(value) for name, value in values.items() if is_scalar(value)})
+        for name, value in values.items():
+            if isinstance(value, str):
+                self.text(step, f"{group}/{name}", value)
+            elif isinstance(value, np.ndarray) and value.ndim == 3:
+                self.image(step, f"{group}/{name}", value)
+            elif not is_scalar(value):
+                self.figure(step, f"{group}/{name}", value)
+
     def _add_png(self, step: int, name: str, png: bytes, width: int, height: int) -> None:
         image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
         self._add(step, [Summary.Value(tag=name, image=image)])
@@ -80,6 +93,11 @@ class EventWriter:
     def close(self) -> None:
         """Writes what is left and ends the writing thread."""
         self._writer.close()
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is one number, on the host or on a device."""
+    return isinstance(value, numbers.Real) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0)
 
 
 class Progress:

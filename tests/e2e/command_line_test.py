@@ -27,7 +27,14 @@ def recogdrive(*flags, cwd, bindings=(), environment=(), timeout=240):
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "debug"
-    result = recogdrive("--experiment=debug_il_ema", f"--workdir={folder}", cwd=folder.parent, bindings=SHORT)
+    result = recogdrive(
+        "--experiment=debug_il_ema",
+        f"--workdir={folder}",
+        "--profile_steps=3:6",
+        cwd=folder.parent,
+        bindings=SHORT,
+        environment={"JAX_PLATFORMS": "cpu"},  # Where libtpu is installed, the profiler would want its own release.
+    )
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -54,6 +61,26 @@ def test_a_run_ends_by_saying_where_to_look_and_how(finished_run):
     for place in ("report/index.html", "checkpoints", "tensorboard"):
         assert str(folder / place) in result.stdout
     assert "tensorboard.main --logdir" in result.stdout and "webbrowser" in result.stdout
+
+
+@pytest.mark.heavy
+def test_a_run_ends_by_saying_where_its_time_went_and_keeps_it(finished_run):
+    folder, result = finished_run
+    rows = {line[:22].strip(): line[22:].split() for line in result.stdout.splitlines() if " s " in line}
+    named = ["start-up, restore", "compile", "input wait", "steps", "checkpoints (blocking)", "evaluation", "other"]
+    total = float(rows["time of training"][0])
+    assert sum(float(rows[name][0]) for name in named) == pytest.approx(total, abs=0.06 * len(named))
+    (attempt,) = json.loads((folder / "run.json").read_text())["attempts"]
+    assert attempt["goodput"]["wall_s"] == pytest.approx(total, abs=0.06)
+    assert (attempt["goodput"]["from_step"], attempt["goodput"]["to_step"]) == (0, 12)
+
+
+@pytest.mark.heavy
+def test_steps_asked_for_are_traced_for_tensorboard(finished_run):
+    folder, result = finished_run
+    trace = folder / "tensorboard" / "plugins" / "profile" / "steps_3_to_5"
+    assert [path.suffix for path in sorted(trace.iterdir())] == [".gz", ".pb"]
+    assert str(trace) in result.stdout
 
 
 @pytest.mark.heavy

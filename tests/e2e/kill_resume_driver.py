@@ -44,7 +44,7 @@ from recogdrive.models.vlm.internvl import InternVL
 from recogdrive.models.vlm.lora import Lora
 from recogdrive.models.vlm.trainable import TrainableSet
 from recogdrive.pdm.rewards.reward import DeviceReward, RewardScores, where_known
-from recogdrive.training import checkpoint, loop, manifest
+from recogdrive.training import checkpoint, loop, manifest, metrics_file
 from recogdrive.training.fine_tuning import FineTuning
 from recogdrive.training.grpo import REFERENCE_PREFIX, DiffGrpoObjective, GrpoSettings
 from recogdrive.training.optim import AdamW, WarmupCosine
@@ -159,7 +159,7 @@ def report_events(pipe):
     loop.DevicePrefetch.take = reporting(loop.DevicePrefetch.take, b"b")
     checkpoint.Checkpoints.save = reporting(checkpoint.Checkpoints.save, b"s")
     manifest.seal = reporting(manifest.seal, b"e")
-    loop.MetricsFile.write = reporting(loop.MetricsFile.write, b"l")
+    metrics_file.MetricsFile.write = reporting(metrics_file.MetricsFile.write, b"l")
     os.write(pipe, b"t")
 
 

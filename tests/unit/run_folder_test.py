@@ -72,6 +72,28 @@ def test_every_start_of_a_run_is_kept(tmp_path):
     assert [attempt["status"] for attempt in record(tmp_path)["attempts"]] == ["preempted", "finished"]
 
 
+def test_every_attempt_gets_the_account_of_the_training_that_began_in_it_a_killed_one_too(tmp_path, monkeypatch):
+    times = iter(["2026-11-26T08:00:00+00:00", "2026-11-26T09:00:00+00:00", "2026-11-26T09:30:00+00:00"])
+    monkeypatch.setattr(run_folder, "_now", lambda: next(times))
+    RunFolder(tmp_path, composition(), None)  # Killed.
+    folder = RunFolder(tmp_path, composition(), None)
+    accounts = [
+        {"started": "2026-11-26T08:00:07+00:00", "to_step": 5},
+        {"started": "2026-11-26T09:00:07+00:00", "to_step": 9},
+    ]
+    (tmp_path / "goodput.json").write_text(json.dumps(accounts))
+    folder.close("finished")
+    found = [(attempt["status"], attempt["goodput"]) for attempt in record(tmp_path)["attempts"]]
+    assert found == [("running", {"to_step": 5}), ("finished", {"to_step": 9})]
+
+
+def test_an_unreadable_account_of_the_time_does_not_spoil_the_end_of_a_run(tmp_path):
+    folder = RunFolder(tmp_path, composition(), None)
+    (tmp_path / "goodput.json").write_text("[{")
+    folder.close("finished")
+    assert "goodput" not in record(tmp_path)["attempts"][0]
+
+
 def test_a_changed_configuration_keeps_the_earlier_one_and_logs_the_difference(tmp_path, caplog):
     RunFolder(tmp_path, composition("STEPS = 1\n"), None)
     with caplog.at_level("WARNING"):

@@ -12,8 +12,10 @@ from recogdrive.experiment import ConfigurationError, Experiment, find_experimen
 from recogdrive.hosts import member
 from recogdrive.stages import base
 from recogdrive.stages.base import Description, Parameter
+from recogdrive.training import goodput, profiling
 from recogdrive.training.checkpoint import CheckpointError
 from recogdrive.training.preemption import Preempted
+from recogdrive.training.time_account import TimeAccount
 from recogdrive.training.watch import STOPPED_EXIT_CODE, ThresholdReached
 
 
@@ -71,6 +73,66 @@ def test_a_stage_runs_in_its_folder_and_ends_finished(tmp_path, capsys):
     assert status(tmp_path / "run") == "finished"
     shown = capsys.readouterr().out
     assert str(tmp_path / "run/report/index.html") in shown and "tensorboard" not in shown
+
+
+def trains(folder, parent, ends_with=None):
+    """As a training stage leaves its account and a trace."""
+    account = goodput.GoodputFile(folder.path, TimeAccount(), 0)
+    account.note(5)
+    (folder.path / "tensorboard" / "plugins" / "profile" / "steps_2_to_4").mkdir(parents=True)
+    if ends_with is not None:
+        raise ends_with
+    return {}
+
+
+def test_a_run_that_trained_ends_with_where_its_time_went_and_where_its_traces_are(tmp_path, capsys):
+    stage_that(trains)
+    assert base.execute(composition(), tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "time of training " in shown and "5 steps, " in shown and "before and after: data" in shown
+    (place,) = [number for number, line in enumerate(shown.splitlines()) if line.startswith("profile ")]
+    assert shown.splitlines()[place].endswith("plugins/profile/steps_2_to_4")
+    assert f"--logdir {tmp_path}/tensorboard  # tab Profile, run steps_2_to_4" in shown.splitlines()[place + 1]
+    assert json.loads((tmp_path / "run.json").read_text())["attempts"][0]["goodput"]["to_step"] == 5
+
+
+def test_the_command_that_shows_a_trace_installs_what_it_needs(tmp_path, capsys, monkeypatch):
+    stage_that(trains)
+    for found, shown in ((None, True), ("spec", False)):
+        monkeypatch.setattr(base, "find_spec", lambda name, found=found: found)
+        base.execute(composition(), tmp_path / str(shown))
+        assert ("pip install 'recogdrive[profile]' && " in capsys.readouterr().out) is shown
+
+
+def test_a_run_that_trained_nothing_this_time_tells_of_no_time(tmp_path, capsys):
+    stage_that(trains)
+    base.execute(composition(), tmp_path)
+    capsys.readouterr()
+    stage_that(lambda folder, parent: {})
+    base.execute(composition(), tmp_path)
+    assert "time of training" not in capsys.readouterr().out
+
+
+def test_a_preempted_run_shows_where_its_time_went(tmp_path, capsys):
+    stage_that(lambda folder, parent: trains(folder, parent, Preempted(5)))
+    assert base.execute(composition(), tmp_path) == 75
+    assert "time of training" in capsys.readouterr().out
+
+
+def test_steps_to_trace_are_refused_where_nothing_trains(tmp_path):
+    stage_that(lambda folder, parent: {})
+    with pytest.raises(ConfigurationError, match="--profile_steps traces training steps, and debug_il trains nothing"):
+        base.execute(composition(), tmp_path / "run", profiling.StepRange(1, 3))
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_to_trace_reach_the_training_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeStage, "step_shapes", None, raising=False)
+    monkeypatch.setattr(profiling, "_is_loaded", lambda library: False)
+    seen = []
+    stage_that(lambda folder, parent: seen.append(profiling.requested_steps(9)) or {})
+    base.execute(composition(), tmp_path, profiling.StepRange(1, 3))
+    assert seen == [profiling.StepRange(1, 3)]
 
 
 def test_a_preempted_stage_exits_with_its_own_code_and_says_how_to_continue(tmp_path, capsys):

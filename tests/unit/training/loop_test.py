@@ -48,7 +48,7 @@ def test_each_log_line_is_the_mean_loss_of_its_window_and_the_last_line_ends_the
         [np.mean(losses[:4]), np.mean(losses[4:8]), np.mean(losses[8:])]
     )
     assert windows[0]["grad_norm"] == lines(tmp_path / "single")[3]["grad_norm"]
-    assert set(windows[0]["perf"]) == {"samples_per_s", "step_time_s", "input_wait_s"}
+    assert set(windows[0]["perf"]) == {"samples_per_s", "step_time_s", "input_wait_s", "goodput"}
 
 
 def test_training_lowers_the_loss(linear, stream, tmp_path):
