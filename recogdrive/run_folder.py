@@ -118,6 +118,7 @@ def end_attempt(path: Path, status: str) -> None:
     attempt = record["attempts"][-1]
     if attempt["status"] == "running":
         attempt |= {"finished": _now(), "status": status}
+        _add_goodput(record["attempts"], path / GOODPUT_FILE)
         write_text(path / "run.json", json.dumps(record, indent=2) + "\n")
 
 
