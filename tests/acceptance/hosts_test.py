@@ -13,6 +13,8 @@ EXPERIMENTS = {
     "debug_sft": ("LOG_EVERY=1", "EVAL_EVERY=2", "SAVE_EVERY=2", "TRAIN_STEPS=4", "BATCH_SIZE=4"),
     "debug_rl": (*SCENES, "VALIDATION_SCENES=4", "BATCH_SIZE=4"),
 }
+PARENT = ("VAL_SCENES=2", "TRAIN_STEPS=300", "BATCH_SIZE=32", "EVAL_EVERY=300", "OpenLoop.pdm_scenes=None")
+"""Of the planner that reinforcement learning starts from: good enough for its plans to have different scores."""
 PLACEMENTS = {
     "copied": (),
     "split": ("--gin_file=gin/runtime/fully_sharded.gin", "--gin_bindings=FullySharded.min_size=64"),
@@ -26,7 +28,7 @@ SCORE_TOLERANCE = 1e-4
 def flags_of(experiment, placement, runs):
     bindings = list(EXPERIMENTS[experiment])
     if experiment == "debug_rl":
-        bindings.append(f"PARENT='{runs / 'debug_il-copied-1x1' / 'run'}'")
+        bindings.append(f"PARENT='{runs / 'parent' / 'run'}'")
     return [f"--experiment={experiment}", *PLACEMENTS[placement], *(f"--gin_bindings={b}" for b in bindings)]
 
 
@@ -37,8 +39,9 @@ def records(tmp_path_factory, several_processes):
 
     def records_of(experiment, placement, processes, devices):
         key = f"{experiment}-{placement}-{processes}x{devices}"
-        if experiment == "debug_rl":
-            records_of("debug_il", "copied", 1, 1)
+        if experiment == "debug_rl" and not (runs / "parent").exists():
+            flags = ["--experiment=debug_il", *(f"--gin_bindings={binding}" for binding in PARENT)]
+            assert several_processes.finish(several_processes.start(1, 1, runs / "parent", *flags)) == [0]
         if key not in made:
             folder = runs / key
             started = several_processes.start(processes, devices, folder, *flags_of(experiment, placement, runs))

@@ -140,11 +140,12 @@ def test_an_error_of_one_process_is_shown_there_and_named_by_the_other(tmp_path)
 
 
 @IN_FULL
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_stopped_process_stops_both_after_the_same_step_which_is_saved(tmp_path, undisturbed, number):
+@pytest.mark.parametrize(("number", "stop"), [(0, os.kill), (1, os.kill), (0, os.killpg)])
+def test_a_stopped_process_stops_both_after_the_same_step_which_is_saved(tmp_path, undisturbed, number, stop):
+    """Schedulers signal a process alone, or with all those it started."""
     with running(tmp_path, step_s=0.3) as run:
         run.wait_for_step(3)
-        run.processes[number].terminate()
+        stop(run.processes[number].pid, signal.SIGTERM)
         ends = run.finish()
         assert [code for code, _ in ends] == [75, 75], ends
         step = run.records()[-1]["step"]
