@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from recogdrive.experiment import ConfigurationError, find_experiment, format_registry, load_registry
-from recogdrive.hosts.command import supervised
+from recogdrive.hosts.command import explain, supervised
 from recogdrive.platforms import leave_out_absent_tpu
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
             return 0
         return _run()
     except ConfigurationError as error:
+        explain(str(error))
         sys.stderr.write(f"error: {error}\n")
         return BAD_REQUEST_EXIT_CODE
 

@@ -1,12 +1,14 @@
 """The command line as one of several processes."""
 
+import contextlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recogdrive.hosts.settings import VARIABLES, detect
-from recogdrive.hosts.supervisor import MEMBER_VARIABLE, supervise
+from recogdrive.hosts.supervisor import MEMBER_VARIABLE, REASON_VARIABLE, supervise
 from recogdrive.hosts.tpu_metadata import tpu_metadata
 
 
@@ -30,6 +32,14 @@ def supervised(flags: Mapping[str, str | int | None], workdir: Path, arguments: 
         return None
     common = _without_own(arguments)
     return supervise(settings, [sys.executable, "-m", "recogdrive.main", *common], workdir, common)
+
+
+def explain(reason: str) -> None:
+    """Tells the supervisor why this process is about to fail, so that the others can say it; alone it has none."""
+    number = os.environ.get(REASON_VARIABLE)
+    if number is not None:
+        with contextlib.suppress(OSError):
+            os.write(int(number), json.dumps(reason[:4096]).encode() + b"\n")
 
 
 def _without_own(arguments: Sequence[str]) -> list[str]:

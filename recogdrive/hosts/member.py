@@ -21,8 +21,9 @@ from absl import logging
 from jaxtyping import Array, Shaped
 
 from recogdrive.experiment import ConfigurationError
+from recogdrive.hosts.command import explain
 from recogdrive.hosts.settings import HostSettings
-from recogdrive.hosts.supervisor import MEMBER_VARIABLE, REASON_VARIABLE
+from recogdrive.hosts.supervisor import MEMBER_VARIABLE
 
 Value = TypeVar("Value")
 
@@ -120,14 +121,6 @@ def _join(settings: HostSettings) -> None:
 def _prefix_log(settings: HostSettings) -> None:
     """Lines say which process they are from, as those of all often end up in one place."""
     logging.get_absl_handler().setFormatter(_Prefixed(f"[process {settings.process_id}] "))
-
-
-def explain(reason: str) -> None:
-    """Tells the supervisor why this process is about to fail, so that the others can say it."""
-    number = os.environ.get(REASON_VARIABLE)
-    if number is not None:
-        with contextlib.suppress(OSError):
-            os.write(int(number), json.dumps(reason[:4096]).encode() + b"\n")
 
 
 def wait_for_the_cause(error: BaseException) -> None:

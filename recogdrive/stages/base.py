@@ -15,6 +15,7 @@ import jax
 from recogdrive.composition import Composition
 from recogdrive.experiment import ConfigurationError, lineage
 from recogdrive.hosts import member
+from recogdrive.hosts.command import explain
 from recogdrive.pdm.machine import MachineError
 from recogdrive.run_folder import RunFolder, write_text
 from recogdrive.stages.executors import WorkerError
@@ -138,7 +139,7 @@ def execute(composition: Composition, workdir: Path, profile_steps: profiling.St
         return STOPPED_EXIT_CODE
     except EXPLAINED as error:
         member.wait_for_the_cause(error)
-        member.explain(str(error))
+        explain(str(error))
         folder.close(f"failed: {type(error).__name__}: {error}")
         trace = folder.path / ("error.txt" if member.is_lead() else f"error.{jax.process_index()}.txt")
         write_text(trace, traceback.format_exc())
