@@ -21,7 +21,7 @@ def test_a_reason_goes_to_the_supervisor_where_there_is_one(monkeypatch):
     monkeypatch.setenv("RECOGDRIVE_REASON_FD", str(writing))
     command.explain("log 17\nis damaged")
     os.close(writing)
-    with open(reading) as pipe:
+    with os.fdopen(reading) as pipe:
         assert json.loads(pipe.read()) == "log 17\nis damaged"
 
 
