@@ -220,7 +220,9 @@ class DataParallel:
 
 def _copied(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
-        return jax.device_put(leaf, sharding, may_alias=False)
+        placed = jax.device_put(leaf, sharding, may_alias=False)
+        # On the device where it was, JAX hands over the same buffer all the same, unless that is the only one.
+        return jnp.copy(placed) if isinstance(leaf, jax.Array) and len(sharding.device_set) > 1 else placed
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.jit(jnp.copy, out_shardings=sharding)(leaf)
     whole = np.asarray(leaf)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from recogdrive.training.loop import Trainer
 from recogdrive.training.sharding import DataParallel
@@ -24,6 +25,14 @@ def train(workdir, devices, steps):
     return state, [line["loss"] for line in lines]
 
 
+def shared_buffers():
+    """How many buffers two states have in common that were made of the same weights on one device."""
+    weights = {"bias": jax.device_put(np.ones((8, 8), np.float32), jax.devices()[0])}
+    states = [weights, *(sharding.put_state(weights) for sharding in (DataParallel(), DataParallel(), DataParallel(1)))]
+    pointers = [shard.data.unsafe_buffer_pointer() for s in states for shard in s["bias"].addressable_shards]
+    return len(pointers) - len(set(pointers))
+
+
 def main(folder):
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -37,6 +46,7 @@ def main(folder):
         answer["devices_of_restored_state"][str(after)] = len(state.params["bias"].sharding.device_set)
     for steps, devices in ((1, 1), (2, 2), (3, 4), (4, 2), (5, 1)):
         answer["round_trip"] = train(folder / "round_trip", devices, steps)[1]
+    answer["shared_buffers"] = shared_buffers()
     print(json.dumps(answer))
 
 

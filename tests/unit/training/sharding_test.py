@@ -140,6 +140,7 @@ def test_a_checkpoint_moves_between_one_two_and_four_devices_with_the_same_next_
     for path, loss in answer["next_loss"].items():
         assert loss == pytest.approx(answer["straight"][2], rel=1e-6), path
     np.testing.assert_allclose(answer["round_trip"], answer["straight"], rtol=1e-6)
+    assert answer["shared_buffers"] == 0, "what is donated of one state is gone from the other"
 
 
 def mesh_of(count, **arguments):
