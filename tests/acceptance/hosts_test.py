@@ -17,7 +17,7 @@ PARENT = ("VAL_SCENES=2", "TRAIN_STEPS=300", "BATCH_SIZE=32", "EVAL_EVERY=300", 
 """Of the planner that reinforcement learning starts from: good enough for its plans to have different scores."""
 PLACEMENTS = {
     "copied": (),
-    "split": ("--gin_file=gin/runtime/fully_sharded.gin", "--gin_bindings=FullySharded.min_size=64"),
+    "split": ("--gin_file=gin/runtime/fully_sharded.gin", "--gin_bindings=FullySharded.min_size=4096"),
 }
 LOSS_TOLERANCE = 1e-5
 """Relative; the issue's. Devices sum in another order, in float32."""
