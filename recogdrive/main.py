@@ -1,5 +1,6 @@
 """Command line: `python -m recogdrive.main --experiment=NAME --workdir=DIR`."""
 
+import functools
 import logging as stdlib_logging
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from absl import app, flags, logging
 from recogdrive.experiment import ConfigurationError, find_experiment, format_registry, load_registry
 from recogdrive.hosts.command import explain, supervised
 from recogdrive.platforms import leave_out_absent_tpu
+from recogdrive.run_folder import end_attempt
 
 if TYPE_CHECKING:
     from recogdrive.composition import Composition
@@ -69,7 +71,7 @@ def _run() -> int:
     workdir = Path(_WORKDIR.value or Path("runs") / (_EXPERIMENT.value or "custom"))
     if not _DRY_RUN.value and _COMPILE_FOR.value is None:
         who = {f.name: f.value for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
-        if (exit_code := supervised(who, workdir, sys.argv[1:])) is not None:
+        if (exit_code := supervised(who, functools.partial(end_attempt, workdir), sys.argv[1:])) is not None:
             return exit_code
     from recogdrive.composition import compose
     from recogdrive.hosts import member

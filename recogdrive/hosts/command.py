@@ -4,22 +4,23 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 from recogdrive.hosts.settings import VARIABLES, detect
 from recogdrive.hosts.supervisor import MEMBER_VARIABLE, REASON_VARIABLE, supervise
 from recogdrive.hosts.tpu_metadata import tpu_metadata
 
 
-def supervised(flags: Mapping[str, str | int | None], workdir: Path, arguments: Sequence[str]) -> int | None:
+def supervised(
+    flags: Mapping[str, str | int | None], close_record: Callable[[str], None], arguments: Sequence[str]
+) -> int | None:
     """Runs the command as this host's part of a run of several processes; its exit code, or None where it is alone.
 
     A process that works under a supervisor already is told so by it, and goes on by itself.
 
     Args:
       flags: As `detect` takes them.
-      workdir: The run's folder.
+      close_record: As `supervise` takes it.
       arguments: Of the command.
 
     Raises:
@@ -31,7 +32,7 @@ def supervised(flags: Mapping[str, str | int | None], workdir: Path, arguments: 
     if settings.num_processes == 1:
         return None
     common = _without_own(arguments)
-    return supervise(settings, [sys.executable, "-m", "recogdrive.main", *common], workdir, common)
+    return supervise(settings, [sys.executable, "-m", "recogdrive.main", *common], close_record, common)
 
 
 def explain(reason: str) -> None:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 
 from recogdrive.experiment import ConfigurationError
@@ -40,13 +39,15 @@ _TIME_FOR_NEWS_S = 3.0
 """JAX aborts a process as soon as process 0 is gone, which may be before the news of it is here."""
 
 
-def supervise(settings: HostSettings, command: Sequence[str], workdir: Path, arguments: Sequence[str]) -> int:
+def supervise(
+    settings: HostSettings, command: Sequence[str], close_record: Callable[[str], None], arguments: Sequence[str]
+) -> int:
     """Runs `command` as this host's part of the run; returns its exit code, or `LOST_EXIT_CODE`.
 
     Args:
       settings: Which process this is.
       command: What works.
-      workdir: The run's folder, whose record is closed when a process is lost.
+      close_record: Notes in the record of the run how it ended, where the process that keeps it cannot.
       arguments: What all processes must have been started with alike.
 
     Raises:
@@ -63,7 +64,7 @@ def supervise(settings: HostSettings, command: Sequence[str], workdir: Path, arg
         if settings.is_lead:
             sys.stderr.write(f"all are there: {', '.join(f'{n} on {host}' for n, host in link.hosts.items())}\n")
         try:
-            return _Supervision(settings, link, workdir).run(command, signals)
+            return _Supervision(settings, link, close_record).run(command, signals)
         finally:
             link.close()
 
@@ -105,10 +106,10 @@ def _signals() -> Iterator[_Signals]:
 class _Supervision:
     """One child, and what is known of the other processes."""
 
-    def __init__(self, settings: HostSettings, link: Link, workdir: Path) -> None:
+    def __init__(self, settings: HostSettings, link: Link, close_record: Callable[[str], None]) -> None:
         self._settings = settings
         self._link = link
-        self._workdir = workdir
+        self._close = close_record
         self._running = set(range(settings.num_processes))
         self._bad: News | None = None
 
@@ -197,10 +198,8 @@ class _Supervision:
 
     def _close_record(self, status: str) -> None:
         """Ends the attempt in run.json, if the process that writes it could not."""
-        from recogdrive.run_folder import end_attempt
-
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-            end_attempt(self._workdir, status)
+            self._close(status)
 
 
 def _hint(status: int) -> str:

@@ -70,7 +70,7 @@ def main():
     Path(folder).mkdir(parents=True, exist_ok=True)
     flags = {"coordinator_address": address, "num_processes": count, "process_id": number}
     command = [sys.executable, *sys.argv]
-    return supervise(detect(flags, {}), command, Path(folder), [*sys.argv[1:2], *sys.argv[3:4]])
+    return supervise(detect(flags, {}), command, print, [*sys.argv[1:2], *sys.argv[3:4]])
 
 
 if __name__ == "__main__":

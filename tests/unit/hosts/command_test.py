@@ -25,5 +25,5 @@ def test_a_reason_goes_to_the_supervisor_where_there_is_one(monkeypatch):
         assert json.loads(pipe.read()) == "log 17\nis damaged"
 
 
-def test_one_process_is_not_supervised(tmp_path):
-    assert command.supervised({"num_processes": 1}, tmp_path, []) is None
+def test_one_process_is_not_supervised():
+    assert command.supervised({"num_processes": 1}, print, []) is None

@@ -14,14 +14,16 @@ import pytest
 
 PROGRAM = """
 import json, sys
+from functools import partial
 from pathlib import Path
 from recogdrive.experiment import ConfigurationError
 from recogdrive.hosts.settings import detect
 from recogdrive.hosts import supervisor
+from recogdrive.run_folder import end_attempt
 supervisor._TIME_FOR_OWN_ERROR_S = 0.5
 flags, environment, command, workdir, arguments = json.loads(sys.argv[1])
 try:
-    sys.exit(supervisor.supervise(detect(flags, environment), command, Path(workdir), arguments))
+    sys.exit(supervisor.supervise(detect(flags, environment), command, partial(end_attempt, Path(workdir)), arguments))
 except ConfigurationError as error:
     sys.stderr.write(f"error: {error}\\n")
     sys.exit(2)
