@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Array, Shaped
@@ -24,6 +25,7 @@ from recogdrive.experiment import ConfigurationError
 from recogdrive.hosts.command import explain
 from recogdrive.hosts.settings import HostSettings
 from recogdrive.hosts.supervisor import MEMBER_VARIABLE
+from recogdrive.target import target_devices
 
 Value = TypeVar("Value")
 
@@ -112,10 +114,25 @@ def _join(settings: HostSettings) -> None:
             f"{settings.num_processes} processes were started ({settings.source}), but the devices are those of "
             f"{jax.process_count()}; give every process devices of its own, and start one on each host."
         )
+    _meet()
     own, everywhere = jax.local_device_count(), jax.device_count()
     logging.info("process %d of %d, with %d of %d devices", jax.process_index(), jax.process_count(), own, everywhere)
     if not settings.is_lead:
         logging.set_verbosity(logging.WARNING)  # What goes well is said by process 0.
+
+
+def _meet() -> None:
+    """Has all devices add up something while all processes are here.
+
+    On CPUs connections between them are made at the first sum, for which one process waits 30 s for another: too little
+    where it first has to compile what is to be computed.
+    """
+    wait_for_all()
+    mesh = jax.sharding.Mesh(np.asarray(target_devices()), ("all",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    copied = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    ones = jax.make_array_from_callback((mesh.size,), rows, lambda part: np.ones(mesh.size, np.float32)[part])
+    jax.jit(jnp.sum, out_shardings=copied)(ones).block_until_ready()
 
 
 def _prefix_log(settings: HostSettings) -> None:
@@ -189,7 +206,7 @@ def _next_name() -> str:
 
 
 def _client() -> Any:
-    from jax._src import distributed  # JAX offers the store of its coordinator nowhere else; Orbax takes it there too.
+    from jax._src import distributed  # JAX offers the store of its coordinator copied else; Orbax takes it there too.
 
     return distributed.global_state.client
 
