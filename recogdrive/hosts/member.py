@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Shaped
 
 from recogdrive.experiment import ConfigurationError
@@ -133,6 +134,7 @@ def _meet() -> None:
     copied = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     ones = jax.make_array_from_callback((mesh.size,), rows, lambda part: np.ones(mesh.size, np.float32)[part])
     jax.jit(jnp.sum, out_shardings=copied)(ones).block_until_ready()
+    multihost_utils.sync_global_devices("recogdrive")  # And one device of each process, as saving does.
 
 
 def _prefix_log(settings: HostSettings) -> None:
