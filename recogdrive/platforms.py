@@ -1,10 +1,12 @@
-"""Which platforms JAX looks for."""
+"""Which platforms JAX looks for, and what it needs of the CPU."""
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 _GOOGLE = "0x1ae0"  # PCI vendor of TPUs, and of network cards of Google's cloud.
+_THREADS_A_DEVICE = 4
 
 
 def leave_out_absent_tpu(devices: Path = Path("/")) -> None:
@@ -23,3 +25,15 @@ def leave_out_absent_tpu(devices: Path = Path("/")) -> None:
     if _GOOGLE in vendors or any(devices.glob("dev/nvidia[0-9]*")) or (devices / "dev/kfd").exists():
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def give_virtual_devices_threads() -> None:
+    """Lets XLA have several threads for each virtual device of the CPU; call it before JAX's first device is asked for.
+
+    A collective blocks a thread until all devices have come to it, and devices may come to two collectives that do not
+    depend on each other in different orders. XLA has one thread a device or core: all of them may be blocked then, and
+    after a minute the process is aborted. Nothing changes for one device, or where PJRT_NPROC is set.
+    """
+    found = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if found and int(found[-1]) > 1:
+        os.environ.setdefault("PJRT_NPROC", str(max(_THREADS_A_DEVICE * int(found[-1]), os.cpu_count() or 1)))

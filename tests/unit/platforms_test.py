@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from recogdrive.platforms import leave_out_absent_tpu
+from recogdrive.platforms import give_virtual_devices_threads, leave_out_absent_tpu
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +50,26 @@ def test_nothing_changes_without_libtpu(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     leave_out_absent_tpu(tmp_path)
     assert "JAX_PLATFORMS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("flags", "threads"),
+    [
+        ("", None),
+        ("--xla_force_host_platform_device_count=1", None),
+        ("--xla_a=1 --xla_force_host_platform_device_count=64", "256"),
+    ],
+)
+def test_virtual_devices_have_threads_to_wait_for_each_other(flags, threads, monkeypatch):
+    monkeypatch.setenv("PJRT_NPROC", "so that it is put back")
+    monkeypatch.delenv("PJRT_NPROC")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    give_virtual_devices_threads()
+    assert os.environ.get("PJRT_NPROC") == threads
+
+
+def test_threads_that_were_asked_for_stay(monkeypatch):
+    monkeypatch.setenv("PJRT_NPROC", "3")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    give_virtual_devices_threads()
+    assert os.environ["PJRT_NPROC"] == "3"
