@@ -12,13 +12,14 @@ TORCH_SOURCE ?=
 TEST_WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help env quickstart test coverage soak acceptance lint format benchmark constraints clean
+.PHONY: help env quickstart test coverage soak acceptance scale lint format benchmark constraints clean
 
 help:
 	@echo "make env         builds $(VENV) from pyproject.toml and constraints.txt"
 	@echo "make quickstart  synthetic town -> VLM -> hidden states -> planner -> reinforcement learning -> report, in $(WORKDIR)/quickstart_rl"
 	@echo "make test        the whole test suite;  make coverage  the same with the lines it reaches"
 	@echo "make acceptance  quickstart and the mini experiments in full, with the figures they must reach"
+	@echo "make scale       several processes, and every placement on eight virtual devices, against one device"
 	@echo "make soak        200 kills of a training run, each resumed bit for bit"
 	@echo "make benchmark   planner beside plain PyTorch, PDM scores per second, scenes to score in per second, VLM steps, hidden states, DiffGRPO steps"
 	@echo "make lint        ruff check and format check;  make format  applies them"
@@ -54,15 +55,18 @@ quickstart: $(INSTALLED)
 
 # The suite and the experiments in full share compiled programs; `make quickstart` within has its own, as for a user.
 # Files go to the workers in the order of their names, which has the long ones first: reordered, they would be last.
-test acceptance: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+test acceptance scale: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not soak and not acceptance" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_OPTIONS)
+	$(BIN)/python -m pytest -m "not soak and not acceptance and not scale" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_OPTIONS)
 
 coverage:
 	$(MAKE) test TEST_OPTIONS="--cov=recogdrive --cov-report=term"
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak
+
+scale: $(INSTALLED)
+	$(BIN)/python -m pytest -m scale -rP
 
 acceptance: $(INSTALLED)
 	$(BIN)/python -m pytest -m acceptance -n $(TEST_WORKERS) --dist loadfile -rP

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.acceptance
+pytestmark = pytest.mark.scale
 
 SCENES = ("TRAIN_SCENES=32", "VAL_SCENES=2", "LOG_EVERY=1", "EVAL_EVERY=2", "SAVE_EVERY=2", "TRAIN_STEPS=4")
 EXPERIMENTS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.acceptance
+pytestmark = pytest.mark.scale
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRESET_CHANGE = REPOSITORY / "tests" / "unit" / "training" / "preset_change_driver.py"
