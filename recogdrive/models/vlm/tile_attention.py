@@ -7,6 +7,7 @@ gradients. Scores stand keys by queries, so that sums over keys go down columns,
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ ROWS = 16
 """Tokens of a tile are filled up to a multiple of this: the rows of bfloat16 that a TPU stores together."""
 
 _LANES = 128  # Columns that a TPU stores together.
-_CHUNK = 384  # Queries whose scores exist at a time.
+_CHUNK = 512  # Queries whose scores exist at a time, the last ones somewhat more; two widths of a matrix unit.
 _VMEM_BYTES = 64 * 2**20
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 _ROWS_BY_ROWS = (((1,), (1,)), ((), ()))
@@ -103,7 +104,7 @@ def _attend_backward(heads: int, tokens: int, interpret: bool, kept: tuple, grad
         ],
         in_specs=[blocks["tile"]] * 3 + [blocks["bias"]] * 3 + [blocks["tile"], blocks["totals"], blocks["tile"]],
         out_specs=[blocks["tile"]] * 3 + [blocks["sums"]],
-        scratch_shapes=[pltpu.VMEM((query.shape[1], _LANES), jnp.float32)] * 2,
+        scratch_shapes=[pltpu.VMEM((_LANES, query.shape[1]), jnp.float32)] * 2,
         name="tile_attention_backward",
         **_settings(query, heads, products=5, interpret=interpret),
     )(*projections, *(bias[None] for bias in biases), out, totals, gradient)
@@ -117,7 +118,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _blocks(query: Array, heads: int) -> tuple[dict[str, pl.BlockSpec], jax.ShapeDtypeStruct]:
     """What a run of a kernel, one tile and one block of columns, sees of each operand; and the shape of totals."""
     count, rows, width = query.shape
-    of_block, filled = _LANES * heads // width, _filled(rows)
+    of_block, filled = _LANES * heads // width, sum(chunk.filled for chunk in _chunks(rows))
     blocks = {
         "tile": pl.BlockSpec((1, rows, _LANES), lambda tile, block: (tile, 0, block)),
         "bias": pl.BlockSpec((1, _LANES), lambda tile, block: (0, block)),
@@ -129,7 +130,7 @@ def _blocks(query: Array, heads: int) -> tuple[dict[str, pl.BlockSpec], jax.Shap
 
 def _settings(query: Array, heads: int, *, products: int, interpret: bool) -> dict[str, Any]:
     count, rows, width = query.shape
-    scores = count * heads * rows * _filled(rows)
+    scores = count * heads * rows * sum(chunk.filled for chunk in _chunks(rows))
     return {
         "grid": (count, width // _LANES),
         # As the chip computes them: a head takes the time of 128 columns.
@@ -146,18 +147,18 @@ def _settings(query: Array, heads: int, *, products: int, interpret: bool) -> di
 def _forward_kernel(query, key, value, query_bias, key_bias, value_bias, out, totals, *, size: int, tokens: int):
     rows = query.shape[1]
     keys, values = _heads(_biased(key[0], key_bias), size), _heads(_biased(value[0], value_bias), size)
-    for start in range(0, rows, _CHUNK):
-        queries = _queries(query, query_bias, start, size)
+    for chunk in _chunks(rows):
+        queries = _queries(query, query_bias, chunk, size)
+        scores = [_mask(_dot(own_keys, queries, _ROWS_BY_ROWS), tokens) for own_keys in keys]
         summed = None
-        for head, (own_keys, own_values) in enumerate(zip(keys, values, strict=True)):
-            scores = _mask(_dot(own_keys, queries, _ROWS_BY_ROWS), tokens)
-            largest = scores.max(axis=0, keepdims=True)
-            weights = jnp.exp(scores - largest)
+        for head, (own_scores, own_values) in enumerate(zip(scores, values, strict=True)):
+            largest = own_scores.max(axis=0, keepdims=True)
+            weights = jnp.exp(own_scores - largest)
             total = weights.sum(axis=0, keepdims=True)
             own = _dot(own_values, weights.astype(own_values.dtype), _COLUMNS_BY_COLUMNS) / total
             summed = own if summed is None else summed + own
-            totals[0, 0, head : head + 1, start : start + _CHUNK] = largest + jnp.log(total)
-        _write(out, start, summed.T)
+            totals[0, 0, head : head + 1, chunk.columns] = largest + jnp.log(total)
+        _write(out, chunk, summed.T)
 
 
 def _backward_kernel(
@@ -168,33 +169,51 @@ def _backward_kernel(
     rows, dtype = query.shape[1], query.dtype
     keys, values = _heads(_biased(key[0], key_bias), size), _heads(_biased(value[0], value_bias), size)
     key_sum[...], value_sum[...] = jnp.zeros_like(key_sum), jnp.zeros_like(value_sum)
-    query_sum = jnp.zeros((1, _LANES), jnp.float32)
-    for start in range(0, rows, _CHUNK):
-        queries = _queries(query, query_bias, start, size)
-        gradients = _rows(gradient, start)
-        products = (gradients.astype(jnp.float32) * _rows(out, start).astype(jnp.float32)).T  # lanes x queries
+    query_sum = jnp.zeros((_LANES, 1), jnp.float32)
+    for chunk in _chunks(rows):
+        queries = _queries(query, query_bias, chunk, size)
+        gradients = _rows(gradient, chunk)
+        across = gradients.astype(jnp.float32).T  # Columns by queries, as what is summed over queries wants them.
+        products = across * _rows(out, chunk).astype(jnp.float32).T
+        queries_across = queries.astype(jnp.float32).T
         summed = None
-        own_of_chunk = zip(keys, values, _heads(queries, size), _heads(gradients, size), strict=True)
-        for head, (own_keys, own_values, own_queries, own_gradients) in enumerate(own_of_chunk):
+        for head, (own_keys, own_values) in enumerate(zip(keys, values, strict=True)):
+            columns = slice(head * size, (head + 1) * size)
             scores = _mask(_dot(own_keys, queries, _ROWS_BY_ROWS), tokens)
-            weights = jnp.exp(scores - totals[0, 0, head : head + 1, start : start + _CHUNK])
+            weights = jnp.exp(scores - totals[0, 0, head : head + 1, chunk.columns])
             of_weights = _dot(own_values, gradients, _ROWS_BY_ROWS)
-            expected = products[head * size : (head + 1) * size].sum(axis=0, keepdims=True)
+            expected = products[columns].sum(axis=0, keepdims=True)
             of_scores = (weights * (of_weights - expected)).astype(dtype)
-            value_sum[...] += _dot(weights.astype(dtype), own_gradients, _ROWS_BY_COLUMNS)
-            key_sum[...] += _dot(of_scores, own_queries, _ROWS_BY_COLUMNS)
+            value_sum[columns] += _dot(across[columns].astype(dtype), weights.astype(dtype), _ROWS_BY_ROWS)
+            key_sum[columns] += _dot(queries_across[columns].astype(dtype), of_scores, _ROWS_BY_ROWS)
             own = _dot(own_keys, of_scores, _COLUMNS_BY_COLUMNS)
             summed = own if summed is None else summed + own
-        of_queries = summed.T * size**-0.5
-        query_sum += of_queries.sum(axis=0, keepdims=True)
-        _write(of_query, start, of_queries)
-    of_key[0], of_value[0] = key_sum[...].astype(dtype), value_sum[...].astype(dtype)
-    sums = [query_sum, *(x[...].sum(axis=0, keepdims=True) for x in (key_sum, value_sum))]
-    of_biases[0] = jnp.concatenate([*sums, jnp.zeros((8 - len(sums), _LANES), jnp.float32)])
+        query_sum += summed.sum(axis=1, keepdims=True)
+        _write(of_query, chunk, summed.T * size**-0.5)
+    of_key[0], of_value[0] = key_sum[...].T.astype(dtype), value_sum[...].T.astype(dtype)
+    sums = [query_sum * size**-0.5, *(x[...].sum(axis=1, keepdims=True) for x in (key_sum, value_sum))]
+    filling = jnp.zeros((_LANES, 8 - len(sums)), jnp.float32)
+    of_biases[0] = jnp.concatenate([*sums, filling], axis=1).T
 
 
-def _filled(rows: int) -> int:
-    return -(-rows // _CHUNK) * _CHUNK
+@dataclass(frozen=True)
+class _Chunk:
+    """Some of a tile's queries: the first, how many, to how many they are filled up, and where their totals are."""
+
+    start: int
+    size: int
+    filled: int
+    columns: slice
+
+
+def _chunks(rows: int) -> list[_Chunk]:
+    starts = [*range(0, max(rows - _CHUNK, 1), _CHUNK)]
+    found, column = [], 0
+    for start, end in zip(starts, [*starts[1:], rows], strict=True):
+        filled = -(-(end - start) // _LANES) * _LANES
+        found.append(_Chunk(start, end - start, filled, slice(column, column + filled)))
+        column += filled
+    return found
 
 
 def _dot(left: Array, right: Array, dimensions: tuple) -> Array:
@@ -206,8 +225,8 @@ def _biased(x: Array, bias: Any) -> Array:
     return (x.astype(jnp.float32) + bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
-def _queries(query: Any, bias: Any, start: int, size: int) -> Array:
-    return (_biased(_rows(query, start), bias).astype(jnp.float32) * size**-0.5).astype(query.dtype)
+def _queries(query: Any, bias: Any, chunk: _Chunk, size: int) -> Array:
+    return (_biased(_rows(query, chunk), bias).astype(jnp.float32) * size**-0.5).astype(query.dtype)
 
 
 def _heads(x: Array, size: int) -> list[Array]:
@@ -217,18 +236,16 @@ def _heads(x: Array, size: int) -> list[Array]:
     return [jnp.where((lane >= start) & (lane < start + size), x, jnp.zeros((), x.dtype)) for start in starts]
 
 
-def _rows(block: Any, start: int) -> Array:
+def _rows(block: Any, chunk: _Chunk) -> Array:
     """A chunk of rows, those beyond the last being 0."""
-    there = min(_CHUNK, block.shape[1] - start)
-    rows = block[0, start : start + there, :]
-    if there == _CHUNK:
+    rows = block[0, chunk.start : chunk.start + chunk.size, :]
+    if chunk.filled == chunk.size:
         return rows
-    return jnp.concatenate([rows, jnp.zeros((_CHUNK - there, rows.shape[1]), rows.dtype)])
+    return jnp.concatenate([rows, jnp.zeros((chunk.filled - chunk.size, rows.shape[1]), rows.dtype)])
 
 
-def _write(block: Any, start: int, rows: Array) -> None:
-    there = min(_CHUNK, block.shape[1] - start)
-    block[0, start : start + there, :] = rows[:there].astype(block.dtype)
+def _write(block: Any, chunk: _Chunk, rows: Array) -> None:
+    block[0, chunk.start : chunk.start + chunk.size, :] = rows[: chunk.size].astype(block.dtype)
 
 
 def _mask(scores: Float[Array, "T C"], tokens: int) -> Array:
