@@ -21,9 +21,9 @@ from recogdrive.composition import Composition
 from recogdrive.experiment import ConfigurationError
 from recogdrive.version import __version__
 
-KERNEL_EFFICIENCY = {"tile_attention_forward": 0.26, "tile_attention_backward": 0.26}
+KERNEL_EFFICIENCY = {"tile_attention_forward": 0.35, "tile_attention_backward": 0.47}
 """Kernel -> part of a v6e chip's peak that it reaches by the compiler's schedule of its instructions, padding counted as
-work; see docs/tpu.md."""
+work. `benchmarks/tile_attention_schedule.py` finds these."""
 
 ASSUMED_EFFICIENCY = 0.45
 """That of other Pallas kernels, an assumption: the compiler has no estimate of them."""

@@ -1,9 +1,9 @@
 """Attention among the tokens of one tile, as a Pallas kernel for TPU that takes projections as they are.
 
 The vision tower has heads of 64 numbers and 1,025 tokens a tile: the general kernel wants heads apart, each filled up
-to 128, and tokens filled up to 1,152, which costs more time in copies than attention itself. Here a block of 128 columns
-holds as many heads as fit, a tile's scores stay on the chip, and the backward pass computes them once for all three
-gradients. Scores stand keys by queries, so that sums over keys go down columns, which is cheap.
+to 128, and tokens filled up to 1,152, which costs more time in copies than attention itself. Here a block of 128
+columns holds as many heads as fit, a tile's scores stay on the chip, and the backward pass computes them once for all
+three gradients. Scores stand keys by queries, so that sums over keys go down columns, which is cheap.
 """
 
 import functools
@@ -24,14 +24,12 @@ ROWS = 16
 
 _LANES = 128  # Columns that a TPU stores together.
 _CHUNK = 512  # Queries whose scores exist at a time, the last ones somewhat more; two widths of a matrix unit.
+_QUERY, _KEY, _VALUE = (slice(i * _LANES, (i + 1) * _LANES) for i in range(3))  # Columns of a block.
 _VMEM_BYTES = 64 * 2**20
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 _ROWS_BY_ROWS = (((1,), (1,)), ((), ()))
 _ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
 _COLUMNS_BY_COLUMNS = (((0,), (0,)), ((), ()))
-
-Projections = tuple[Float[Array, "n T W"], Float[Array, "n T W"], Float[Array, "n T W"]]
-Biases = tuple[Float[Array, "W"], Float[Array, "W"], Float[Array, "W"]]
 
 
 def suits(width: int, heads: int) -> bool:
@@ -39,14 +37,26 @@ def suits(width: int, heads: int) -> bool:
     return width % _LANES == 0 and _LANES % (width // heads) == 0
 
 
+def interleave(query: Float[Array, "W ..."], key: Float[Array, "W ..."], value: Float[Array, "W ..."]) -> Array:
+    """Weights or biases of three projections as those of one, (3W, ...), in the order that the kernel takes.
+
+    Args:
+      query: Of queries; then 128 rows of it, of keys and of values follow each other.
+      key: Of keys.
+      value: Of values.
+    """
+    apart = [x.reshape(-1, 1, _LANES, *x.shape[1:]) for x in (query, key, value)]
+    return jnp.concatenate(apart, axis=1).reshape(-1, *query.shape[1:])
+
+
 def attend_within_tiles(
-    projections: Projections, biases: Biases, *, heads: int, tokens: int, interpret: bool = False
+    projected: Float[Array, "n T 3W"], bias: Float[Array, "3W"], *, heads: int, tokens: int, interpret: bool = False
 ) -> Float[Array, "n T W"]:
     """Every token of a tile attends to the tile's real tokens; scores are scaled by head size ** -0.5.
 
     Args:
-      projections: Queries, keys and values, heads side by side; T is a multiple of `ROWS`.
-      biases: What is still to be added to them; their gradients are summed in the kernel, which is why it takes them.
+      projected: Queries, keys and values as `interleave` orders them, heads side by side; T is a multiple of `ROWS`.
+      bias: What is still to be added to them; its gradient is summed in the kernel, which is why it takes it.
       heads: Of size W / heads, see `suits`.
       tokens: Real ones of a tile, which come first. What the others get is of no meaning.
       interpret: Runs the kernel in Pallas's interpreter, which works (slowly) anywhere.
@@ -54,101 +64,102 @@ def attend_within_tiles(
     Raises:
       ValueError: The sizes do not suit the kernel.
     """
-    query = projections[0]
-    count, rows, width = query.shape
-    if not suits(width, heads) or rows % ROWS or not 0 < tokens <= rows:
+    count, rows, width = projected.shape
+    if width % 3 or not suits(width // 3, heads) or rows % ROWS or not 0 < tokens <= rows:
         raise ValueError(
             f"{tokens} of {rows} tokens with {heads} heads on {width} columns do not suit the kernel; tokens come in "
-            f"multiples of {ROWS}, columns of {_LANES}, whole heads within {_LANES}."
+            f"multiples of {ROWS}, columns in threes of {_LANES}, whole heads within {_LANES}."
         )
     run = functools.partial(_attend, heads, tokens, interpret)
     axes = partition.mesh_axes()
     if axes:
-        own, whole = PartitionSpec(partition.row_axes(count) or None), PartitionSpec()
-        specs = ((own,) * 3, (whole,) * 3)
+        own = PartitionSpec(partition.row_axes(count) or None)
+        specs = (own, PartitionSpec())
         run = jax.shard_map(run, in_specs=specs, out_specs=own, axis_names=frozenset(axes), check_vma=False)
-    return run(projections, biases)
+    return run(projected, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(heads: int, tokens: int, interpret: bool, projections: Projections, biases: Biases) -> Array:
-    return _attend_forward(heads, tokens, interpret, projections, biases)[0]
+def _attend(heads: int, tokens: int, interpret: bool, projected: Array, bias: Array) -> Array:
+    return _attend_forward(heads, tokens, interpret, projected, bias)[0]
 
 
 def _attend_forward(
-    heads: int, tokens: int, interpret: bool, projections: Projections, biases: Biases
-) -> tuple[Array, tuple]:
-    query = projections[0]
-    blocks, totals_shape = _blocks(query, heads)
+    heads: int, tokens: int, interpret: bool, projected: Array, bias: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    sizes = _Sizes(projected, heads)
     out, totals = pl.pallas_call(
-        functools.partial(_forward_kernel, size=query.shape[-1] // heads, tokens=tokens),
-        out_shape=[jax.ShapeDtypeStruct(query.shape, query.dtype), totals_shape],
-        in_specs=[blocks["tile"]] * 3 + [blocks["bias"]] * 3,
-        out_specs=[blocks["tile"], blocks["totals"]],
+        functools.partial(_forward_kernel, size=sizes.head, tokens=tokens),
+        out_shape=[jax.ShapeDtypeStruct((*projected.shape[:2], sizes.width), projected.dtype), sizes.totals],
+        in_specs=[_block(sizes.rows, 3), _bias_block],
+        out_specs=[_block(sizes.rows, 1), sizes.totals_block],
         name="tile_attention_forward",
-        **_settings(query, heads, products=2, interpret=interpret),
-    )(*projections, *(bias[None] for bias in biases))
-    return out, (projections, biases, out, totals)
+        **sizes.settings(products=2, interpret=interpret),
+    )(projected, bias[None])
+    return out, (projected, bias, out, totals)
 
 
-def _attend_backward(heads: int, tokens: int, interpret: bool, kept: tuple, gradient: Array) -> tuple:
-    projections, biases, out, totals = kept
-    query = projections[0]
-    blocks, _ = _blocks(query, heads)
-    count, _, width = query.shape
-    *of_projections, of_biases = pl.pallas_call(
-        functools.partial(_backward_kernel, size=width // heads, tokens=tokens),
+def _attend_backward(
+    heads: int, tokens: int, interpret: bool, kept: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array]:
+    projected, bias, out, totals = kept
+    sizes = _Sizes(projected, heads)
+    across = pltpu.VMEM((_LANES, sizes.rows), jnp.float32)
+    of_projected, of_bias = pl.pallas_call(
+        functools.partial(_backward_kernel, size=sizes.head, tokens=tokens),
         out_shape=[
-            *[jax.ShapeDtypeStruct(query.shape, query.dtype)] * 3,
-            jax.ShapeDtypeStruct((count, 8, width), jnp.float32),
+            jax.ShapeDtypeStruct(projected.shape, projected.dtype),
+            jax.ShapeDtypeStruct((sizes.count, 8, projected.shape[-1]), jnp.float32),
         ],
-        in_specs=[blocks["tile"]] * 3 + [blocks["bias"]] * 3 + [blocks["tile"], blocks["totals"], blocks["tile"]],
-        out_specs=[blocks["tile"]] * 3 + [blocks["sums"]],
-        scratch_shapes=[pltpu.VMEM((_LANES, query.shape[1]), jnp.float32)] * 2,
+        in_specs=[_block(sizes.rows, 3), _bias_block, _block(sizes.rows, 1), sizes.totals_block, _block(sizes.rows, 1)],
+        out_specs=[_block(sizes.rows, 3), _block(8, 3)],
+        scratch_shapes=[across, across],
         name="tile_attention_backward",
-        **_settings(query, heads, products=5, interpret=interpret),
-    )(*projections, *(bias[None] for bias in biases), out, totals, gradient)
-    summed = of_biases.sum(axis=0)
-    return tuple(of_projections), tuple(summed[i].astype(bias.dtype) for i, bias in enumerate(biases))
+        **sizes.settings(products=5, interpret=interpret),
+    )(projected, bias[None], out, totals, gradient)
+    return of_projected, of_bias[:, 0].sum(axis=0).astype(bias.dtype)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _blocks(query: Array, heads: int) -> tuple[dict[str, pl.BlockSpec], jax.ShapeDtypeStruct]:
-    """What a run of a kernel, one tile and one block of columns, sees of each operand; and the shape of totals."""
-    count, rows, width = query.shape
-    of_block, filled = _LANES * heads // width, sum(chunk.filled for chunk in _chunks(rows))
-    blocks = {
-        "tile": pl.BlockSpec((1, rows, _LANES), lambda tile, block: (tile, 0, block)),
-        "bias": pl.BlockSpec((1, _LANES), lambda tile, block: (0, block)),
-        "sums": pl.BlockSpec((1, 8, _LANES), lambda tile, block: (tile, 0, block)),
-        "totals": pl.BlockSpec((1, 1, of_block, filled), lambda tile, block: (tile, block, 0, 0)),
-    }
-    return blocks, jax.ShapeDtypeStruct((count, width // _LANES, of_block, filled), jnp.float32)
+def _block(rows: int, wide: int) -> pl.BlockSpec:
+    """What a run of a kernel, one tile and one block of heads, sees of an operand with tiles in front."""
+    return pl.BlockSpec((1, rows, wide * _LANES), lambda tile, block: (tile, 0, block))
 
 
-def _settings(query: Array, heads: int, *, products: int, interpret: bool) -> dict[str, Any]:
-    count, rows, width = query.shape
-    scores = count * heads * rows * sum(chunk.filled for chunk in _chunks(rows))
-    return {
-        "grid": (count, width // _LANES),
-        # As the chip computes them: a head takes the time of 128 columns.
-        "cost_estimate": pl.CostEstimate(
-            flops=2 * products * scores * _LANES, transcendentals=scores, bytes_accessed=4 * query.size * 2
-        ),
-        "compiler_params": pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM_BYTES
-        ),
-        "interpret": interpret,
-    }
+_bias_block = pl.BlockSpec((1, 3 * _LANES), lambda tile, block: (0, block))
 
 
-def _forward_kernel(query, key, value, query_bias, key_bias, value_bias, out, totals, *, size: int, tokens: int):
-    rows = query.shape[1]
-    keys, values = _heads(_biased(key[0], key_bias), size), _heads(_biased(value[0], value_bias), size)
-    for chunk in _chunks(rows):
-        queries = _queries(query, query_bias, chunk, size)
+class _Sizes:
+    def __init__(self, projected: Array, heads: int) -> None:
+        self.count, self.rows, width = projected.shape
+        self.heads, self.width, self.head = heads, width // 3, width // 3 // heads
+        self.filled = sum(chunk.filled for chunk in _chunks(self.rows))
+        of_block = _LANES // self.head
+        self.totals = jax.ShapeDtypeStruct((self.count, self.width // _LANES, of_block, self.filled), jnp.float32)
+        self.totals_block = pl.BlockSpec((1, 1, of_block, self.filled), lambda tile, block: (tile, block, 0, 0))
+
+    def settings(self, *, products: int, interpret: bool) -> dict[str, Any]:
+        scores = self.count * self.heads * self.rows * self.filled
+        moved = self.count * self.rows * self.width * 2 * (4 if products == 2 else 8)  # In bfloat16.
+        return {
+            "grid": (self.count, self.width // _LANES),
+            # As the chip computes them: a head takes the time of 128 columns.
+            "cost_estimate": pl.CostEstimate(
+                flops=2 * products * scores * _LANES, transcendentals=scores, bytes_accessed=moved
+            ),
+            "compiler_params": pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM_BYTES
+            ),
+            "interpret": interpret,
+        }
+
+
+def _forward_kernel(projected, bias, out, totals, *, size: int, tokens: int):
+    keys, values = (_heads(_part(projected, bias, which), size) for which in (_KEY, _VALUE))
+    for chunk in _chunks(out.shape[1]):
+        queries = _queries(projected, bias, chunk, size)
         scores = [_mask(_dot(own_keys, queries, _ROWS_BY_ROWS), tokens) for own_keys in keys]
         summed = None
         for head, (own_scores, own_values) in enumerate(zip(scores, values, strict=True)):
@@ -162,16 +173,14 @@ def _forward_kernel(query, key, value, query_bias, key_bias, value_bias, out, to
 
 
 def _backward_kernel(
-    query, key, value, query_bias, key_bias, value_bias, out, totals, gradient,
-    of_query, of_key, of_value, of_biases, key_sum, value_sum,
-    *, size: int, tokens: int,
-):  # fmt: skip
-    rows, dtype = query.shape[1], query.dtype
-    keys, values = _heads(_biased(key[0], key_bias), size), _heads(_biased(value[0], value_bias), size)
+    projected, bias, out, totals, gradient, of_projected, of_bias, key_sum, value_sum, *, size: int, tokens: int
+):
+    dtype = projected.dtype
+    keys, values = (_heads(_part(projected, bias, which), size) for which in (_KEY, _VALUE))
     key_sum[...], value_sum[...] = jnp.zeros_like(key_sum), jnp.zeros_like(value_sum)
     query_sum = jnp.zeros((_LANES, 1), jnp.float32)
-    for chunk in _chunks(rows):
-        queries = _queries(query, query_bias, chunk, size)
+    for chunk in _chunks(out.shape[1]):
+        queries = _queries(projected, bias, chunk, size)
         gradients = _rows(gradient, chunk)
         across = gradients.astype(jnp.float32).T  # Columns by queries, as what is summed over queries wants them.
         products = across * _rows(out, chunk).astype(jnp.float32).T
@@ -189,11 +198,11 @@ def _backward_kernel(
             own = _dot(own_keys, of_scores, _COLUMNS_BY_COLUMNS)
             summed = own if summed is None else summed + own
         query_sum += summed.sum(axis=1, keepdims=True)
-        _write(of_query, chunk, summed.T * size**-0.5)
-    of_key[0], of_value[0] = key_sum[...].T.astype(dtype), value_sum[...].T.astype(dtype)
+        _write(of_projected, chunk, summed.T * size**-0.5)
+    of_projected[0, :, _KEY] = key_sum[...].T.astype(dtype)
+    of_projected[0, :, _VALUE] = value_sum[...].T.astype(dtype)
     sums = [query_sum * size**-0.5, *(x[...].sum(axis=1, keepdims=True) for x in (key_sum, value_sum))]
-    filling = jnp.zeros((_LANES, 8 - len(sums)), jnp.float32)
-    of_biases[0] = jnp.concatenate([*sums, filling], axis=1).T
+    of_bias[0] = jnp.concatenate([jnp.broadcast_to(x.T, (8, _LANES)) for x in sums], axis=1)
 
 
 @dataclass(frozen=True)
@@ -221,12 +230,13 @@ def _dot(left: Array, right: Array, dimensions: tuple) -> Array:
     return jax.lax.dot_general(left, right, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _biased(x: Array, bias: Any) -> Array:
-    return (x.astype(jnp.float32) + bias[...].astype(jnp.float32)).astype(x.dtype)
+def _part(projected: Any, bias: Any, which: slice) -> Array:
+    return (projected[0, :, which].astype(jnp.float32) + bias[:, which].astype(jnp.float32)).astype(projected.dtype)
 
 
-def _queries(query: Any, bias: Any, chunk: _Chunk, size: int) -> Array:
-    return (_biased(_rows(query, chunk), bias).astype(jnp.float32) * size**-0.5).astype(query.dtype)
+def _queries(projected: Any, bias: Any, chunk: _Chunk, size: int) -> Array:
+    rows = _rows(projected, chunk).astype(jnp.float32) + bias[:, _QUERY].astype(jnp.float32)
+    return (rows.astype(projected.dtype).astype(jnp.float32) * size**-0.5).astype(projected.dtype)
 
 
 def _heads(x: Array, size: int) -> list[Array]:
@@ -237,15 +247,15 @@ def _heads(x: Array, size: int) -> list[Array]:
 
 
 def _rows(block: Any, chunk: _Chunk) -> Array:
-    """A chunk of rows, those beyond the last being 0."""
-    rows = block[0, chunk.start : chunk.start + chunk.size, :]
+    """A chunk of rows, those beyond the last being 0; of a block's first 128 columns."""
+    rows = block[0, chunk.start : chunk.start + chunk.size, _QUERY]
     if chunk.filled == chunk.size:
         return rows
     return jnp.concatenate([rows, jnp.zeros((chunk.filled - chunk.size, rows.shape[1]), rows.dtype)])
 
 
 def _write(block: Any, chunk: _Chunk, rows: Array) -> None:
-    block[0, chunk.start : chunk.start + chunk.size, :] = rows[: chunk.size].astype(block.dtype)
+    block[0, chunk.start : chunk.start + chunk.size, _QUERY] = rows[: chunk.size].astype(block.dtype)
 
 
 def _mask(scores: Float[Array, "T C"], tokens: int) -> Array:

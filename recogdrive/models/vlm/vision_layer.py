@@ -6,7 +6,6 @@ multiplied into weights, so that the backward pass needs no branch's output to g
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionLayer
 
 from recogdrive.models import bridge
 from recogdrive.models.vlm.lora import LoraLinear
-from recogdrive.models.vlm.tile_attention import attend_within_tiles
+from recogdrive.models.vlm.tile_attention import attend_within_tiles, interleave
 
 STATISTICS = "norm_statistics"
 """Name of what norms may keep for the backward pass: two numbers a token."""
@@ -76,21 +75,20 @@ class VisionLayer(InternVLVisionLayer):
         return hidden_states + (branch if mlp_factor is None else branch * mlp_factor)
 
     def _attend(self, normed: torch.Tensor, tokens: int) -> torch.Tensor:
-        linears = (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
-        adapted = any(isinstance(linear, LoraLinear) or linear.bias is None for linear in linears)
-        if adapted:
-            projections = tuple(linear(normed) for linear in linears)
-            biases = (None,) * len(linears)
-        else:
-            projections = tuple(nn.functional.linear(normed, linear.weight) for linear in linears)
-            biases = tuple(linear.bias for linear in linears)
+        attention = self.attention
+        linears = (attention.q_proj, attention.k_proj, attention.v_proj)
 
-        def attend(projections: Any, biases: Any) -> Array:
-            none = jnp.zeros(projections[0].shape[-1], projections[0].dtype)
-            biases = tuple(none if bias is None else bias for bias in biases)
-            return attend_within_tiles(projections, biases, heads=self.attention.num_heads, tokens=tokens)
+        def attend(projected: Array, bias: Array) -> Array:
+            return attend_within_tiles(projected, bias, heads=attention.num_heads, tokens=tokens)
 
-        return bridge.call_jax(attend, projections, biases)
+        if any(isinstance(linear, LoraLinear) or linear.bias is None for linear in linears):
+            # Adapters make three products of their own; their sums are interleaved instead of the weights.
+            columns = [linear(normed).transpose(0, -1) for linear in linears]
+            projected = bridge.call_jax(interleave, *columns).transpose(0, -1)
+            return bridge.call_jax(attend, projected, torch.zeros_like(projected[0, 0]))
+        weight = bridge.call_jax(interleave, *(linear.weight for linear in linears))
+        bias = bridge.call_jax(interleave, *(linear.bias for linear in linears))
+        return bridge.call_jax(attend, nn.functional.linear(normed, weight), bias)
 
 
 class _Gelu(nn.Module):
