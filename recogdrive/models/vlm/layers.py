@@ -31,7 +31,7 @@ from recogdrive.models.bridge import Params
 from recogdrive.models.vlm.attention import implementation_name
 from recogdrive.models.vlm.config import VlmConfig
 from recogdrive.models.vlm.lora import LANGUAGE_LINEARS, VISION_LINEARS, Lora, add_adapters
-from recogdrive.models.vlm.vision_layer import STATISTICS, LayerNorm, VisionLayer, computed_apart
+from recogdrive.models.vlm.vision_layer import STATISTICS, LayerNorm, VisionLayer, computed_apart, gradient_apart
 
 EMBEDDINGS = "model.vision_tower.embeddings."
 VISION_LAYERS = "model.vision_tower.encoder.layer.*."
@@ -57,7 +57,8 @@ class GatedMlp(Qwen2MLP):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., width) to (..., width)."""
-        activated = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        gate, up = (bridge.call_jax(gradient_apart, linear(x)) for linear in (self.gate_proj, self.up_proj))
+        activated = self.act_fn(gate) * up
         return self.down_proj(bridge.call_jax(computed_apart, activated))
 
 

@@ -86,9 +86,14 @@ class VisionLayer(InternVLVisionLayer):
             columns = [linear(normed).transpose(0, -1) for linear in linears]
             projected = bridge.call_jax(interleave, *columns).transpose(0, -1)
             return bridge.call_jax(attend, projected, torch.zeros_like(projected[0, 0]))
-        weight = bridge.call_jax(interleave, *(linear.weight for linear in linears))
+        weight = bridge.call_jax(_interleave_apart, *(linear.weight for linear in linears))
         bias = bridge.call_jax(interleave, *(linear.bias for linear in linears))
         return bridge.call_jax(attend, nn.functional.linear(normed, weight), bias)
+
+
+def _interleave_apart(*weights: Array) -> Array:
+    # Else the product of the weight's gradient takes on the shape that comes after it, and transposes its operand.
+    return gradient_apart(interleave(*weights))
 
 
 class _Gelu(nn.Module):
@@ -117,6 +122,19 @@ def computed_apart(x: Array) -> Array:
 
 
 computed_apart.defvjp(lambda x: (computed_apart(x), None), lambda _, gradient: (gradient,))
+
+
+@jax.custom_vjp
+def gradient_apart(x: Array) -> Array:
+    """The same values, whose gradient is computed before the two products that use it rather than within each.
+
+    Args:
+      x: Any array.
+    """
+    return x
+
+
+gradient_apart.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
 
 
 @jax.custom_vjp
