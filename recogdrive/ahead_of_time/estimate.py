@@ -22,8 +22,8 @@ from recogdrive.experiment import ConfigurationError
 from recogdrive.version import __version__
 
 KERNEL_EFFICIENCY = {"tile_attention_forward": 0.35, "tile_attention_backward": 0.47}
-"""Kernel -> part of a v6e chip's peak that it reaches by the compiler's schedule of its instructions, padding counted as
-work. `benchmarks/tile_attention_schedule.py` finds these."""
+"""Kernel -> part of a v6e chip's peak that it reaches by the compiler's schedule of its instructions, padding counted
+as work; `kernel_schedule` finds these."""
 
 ASSUMED_EFFICIENCY = 0.45
 """That of other Pallas kernels, an assumption: the compiler has no estimate of them."""
@@ -203,9 +203,8 @@ def _largest(collectives: list[dict[str, Any]]) -> str:
     return ", ".join(shown) or "none"
 
 
-@contextlib.contextmanager
-def _worker(request: Path) -> Iterator[subprocess.Popen]:
-    """The compiling process, which is ended at the end."""
+def compiler_environment() -> dict[str, str]:
+    """What a process that compiles for a TPU that is not here needs in its environment."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -214,9 +213,15 @@ def _worker(request: Path) -> Iterator[subprocess.Popen]:
         "TPU_SKIP_MDS_QUERY": "1",
     }
     environment.pop("XLA_FLAGS", None)  # The TPU compiler would take them for its own.
+    return environment
+
+
+@contextlib.contextmanager
+def _worker(request: Path) -> Iterator[subprocess.Popen]:
+    """The compiling process, which is ended at the end."""
     log = (request.parent / "log.txt").open("wb")
     command = [sys.executable, "-m", "recogdrive.ahead_of_time.worker", str(request)]
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(command, env=compiler_environment(), stdout=log, stderr=log, start_new_session=True)
     try:
         yield process
     finally:

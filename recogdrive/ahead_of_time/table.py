@@ -53,20 +53,28 @@ def lines() -> list[Line]:
     found = []
     for machine in TOPOLOGIES:
         for size in ("2b", "8b"):
-            rows = _CHIPS[machine]
-            found.append(
-                Line(
-                    f"{size}_sft_{machine}",
-                    f"{size}_sft",
-                    machine,
-                    ("gin/option/rows_of_4096.gin",),
-                    (f"BATCH_SIZE={rows}",),
-                    "4,096 tokens, 13 tiles",
-                )
-            )
+            found.append(_fine_tuning(size, machine))
             for stage in ("il", "rl"):
                 found.append(Line(f"{size}_{stage}_{machine}", f"{size}_{stage}", machine))
-    return found
+    return [
+        *found,
+        _fine_tuning("2b", "v6e_4", "rows", "two rows a chip", rows=8),
+        _fine_tuning("2b", "v6e_4", "products", "keep_products", files=("gin/option/keep_products.gin",)),
+        _fine_tuning("8b", "v6e_8", "rows", "two rows a chip", rows=16),
+    ]
+
+
+def _fine_tuning(
+    size: str, machine: str, variant: str = "", note: str = "", *, rows: int | None = None, files: tuple[str, ...] = ()
+) -> Line:
+    return Line(
+        "_".join(filter(None, (size, "sft", machine, variant))),
+        f"{size}_sft",
+        machine,
+        ("gin/option/rows_of_4096.gin", *files),
+        (f"BATCH_SIZE={rows or _CHIPS[machine]}",),
+        ", ".join(filter(None, ("4,096 tokens, 13 tiles", note))),
+    )
 
 
 def make(line: Line, folder: Path, *, timing: bool) -> None:

@@ -46,7 +46,10 @@ POSITION_TABLE = EMBEDDINGS + "position_embeddings"
 
 REMAT = {
     "full": jax.checkpoint_policies.save_only_these_names(STATISTICS),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names(STATISTICS),
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    ),
     "none": None,
 }
 """What a layer keeps for the backward pass: its input and norms' statistics, results of matrix products, everything."""
