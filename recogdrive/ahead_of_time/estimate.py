@@ -159,7 +159,7 @@ def estimate(composition: Composition, topology: str, *, timing: bool = False, l
         result_bytes=program.result_bytes(),
         largest=[_shown(c) for c in sorted(program.collectives, key=lambda c: -c.sent_bytes)[:_LARGEST]],
         windowed_einsums=program.windowed_einsums,
-        timing=_timing(program, chip, shapes["flops"] / shapes["devices"]) if timing else None,
+        timing=timing_of(program, chip, shapes["flops"] / shapes["devices"]) if timing else None,
     )
 
 
@@ -286,7 +286,14 @@ def _shown(collective: Collective) -> dict[str, Any]:
     }
 
 
-def _timing(program: Program, chip: Chip, model_flops: float) -> Timing:
+def timing_of(program: Program, chip: Chip, model_flops: float) -> Timing:
+    """How long a program takes on a chip.
+
+    Args:
+      program: One step.
+      chip: What runs it.
+      model_flops: The model's operations of a step on that chip.
+    """
     compute = program.cycles / chip.clock_hz
     kernels = sum(
         flops / (KERNEL_EFFICIENCY.get(name, ASSUMED_EFFICIENCY) * chip.flops)

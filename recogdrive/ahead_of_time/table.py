@@ -56,24 +56,19 @@ def lines() -> list[Line]:
             found.append(_fine_tuning(size, machine))
             for stage in ("il", "rl"):
                 found.append(Line(f"{size}_{stage}_{machine}", f"{size}_{stage}", machine))
-    return [
-        *found,
-        _fine_tuning("2b", "v6e_4", "rows", "two rows a chip", rows=8),
-        _fine_tuning("2b", "v6e_4", "products", "keep_products", files=("gin/option/keep_products.gin",)),
-        _fine_tuning("8b", "v6e_8", "rows", "two rows a chip", rows=16),
-    ]
+    more = [_fine_tuning("2b", "v6e_4", rows_a_chip=2), _fine_tuning("2b", "v6e_4", rows_a_chip=4)]
+    return [*found, *more, _fine_tuning("8b", "v6e_8", rows_a_chip=2)]
 
 
-def _fine_tuning(
-    size: str, machine: str, variant: str = "", note: str = "", *, rows: int | None = None, files: tuple[str, ...] = ()
-) -> Line:
+def _fine_tuning(size: str, machine: str, rows_a_chip: int = 1) -> Line:
+    note = "4,096 tokens, 13 tiles"
     return Line(
-        "_".join(filter(None, (size, "sft", machine, variant))),
+        f"{size}_sft_{machine}" + (f"_rows_{rows_a_chip}" if rows_a_chip > 1 else ""),
         f"{size}_sft",
         machine,
-        ("gin/option/rows_of_4096.gin", *files),
-        (f"BATCH_SIZE={rows or _CHIPS[machine]}",),
-        ", ".join(filter(None, ("4,096 tokens, 13 tiles", note))),
+        ("gin/option/rows_of_4096.gin",),
+        (f"BATCH_SIZE={rows_a_chip * _CHIPS[machine]}",),
+        note + (f", {rows_a_chip} rows a chip" if rows_a_chip > 1 else ""),
     )
 
 

@@ -35,10 +35,15 @@ def test_outputs_and_gradients_are_those_of_the_formula_whatever_fills_a_tile_up
     projections = tuple(2 * jax.random.normal(key, (tiles, rows, WIDTH)) for key in keys[:3])
     biases = tuple(jax.random.normal(key, (WIDTH,)) for key in keys[3:6])
     wanted = jax.random.normal(keys[6], (tiles, rows, WIDTH)).at[:, tokens:].set(0)  # Nobody looks at the filling.
-    expected, pull = jax.vjp(functools.partial(formula, tokens=tokens), projections, biases)
-    found, pull_kernel = jax.vjp(functools.partial(kernel, tokens=tokens), projections, biases)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def pulled(function):
+        out, pull = jax.vjp(functools.partial(function, tokens=tokens), projections, biases)
+        return out, pull(wanted)
+
+    (expected, gradients), (found, own_gradients) = pulled(formula), pulled(kernel)
     np.testing.assert_allclose(found[:, :tokens], expected[:, :tokens], atol=3e-5)
-    for ours, theirs in zip(jax.tree.leaves(pull_kernel(wanted)), jax.tree.leaves(pull(wanted)), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(own_gradients), jax.tree.leaves(gradients), strict=True):
         # The gradient of the keys' bias is 0 but for rounding, so errors are measured by the values'.
         np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(np.abs(wanted).sum(axis=1).max()))
 
