@@ -1,4 +1,10 @@
-"""The real sizes against the TPU compiler, none of whose chips are here; 2B on four chips is in the unit tests."""
+"""The real sizes against the TPU compiler, none of whose chips are here, and a mesh of three axes.
+
+Fine-tuning 2B on four chips is in the unit tests.
+"""
+
+import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +41,11 @@ def test_imitation_compiles_for_four_chips():
 def test_kernels_reach_the_part_of_the_peak_that_the_table_reckons_with(kernel):
     pytest.importorskip("libtpu")
     assert kernel_schedule.measure(kernel)["of_peak"] == pytest.approx(KERNEL_EFFICIENCY[kernel], abs=0.02)
+
+
+def test_the_vlm_over_replicas_shards_and_heads_is_that_of_one_device():
+    path = Path(__file__).parents[1] / "unit" / "models" / "partition_test.py"
+    spec = importlib.util.spec_from_file_location("partition_checks", path)
+    checks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(checks)
+    checks.check_vlm_over_mesh(replicas=2, shards=2, heads=2)
