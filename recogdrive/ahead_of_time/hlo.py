@@ -15,6 +15,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) ?\(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CYCLES = re.compile(r'estimated_cycles":"?(\d+)')
+_STATED_FLOPS = re.compile(r'"cost_estimate":\{[^}]*"flops":"(\d+)"')
 _OPERATION = re.compile(r'op_name="([^"]*)"')
 
 
@@ -75,7 +76,8 @@ class Program:
       copied_bytes: Moved by copies without estimate.
       collectives: All of them.
       kernels: Pallas kernels -> runs in a step.
-      kernel_flops: Operations of those that are attention, padding included and masked blocks of causal ones not.
+      kernel_flops: Pallas kernels -> operations in a step, padding included and masked blocks of causal ones not; as
+        they state themselves, or reckoned for splash attention.
       windowed_einsums: Loops that stand for one product whose operand arrives in pieces.
       dynamic_loops: Loops whose number of runs depends on data.
     """
@@ -85,7 +87,7 @@ class Program:
     copied_bytes: float = 0
     collectives: list[Collective] = field(default_factory=list)
     kernels: collections.Counter = field(default_factory=collections.Counter)
-    kernel_flops: float = 0
+    kernel_flops: collections.Counter = field(default_factory=collections.Counter)
     windowed_einsums: int = 0
     dynamic_loops: int = 0
 
@@ -149,8 +151,9 @@ class _Walk:
             both = 1 if instruction.opcode == "copy-start" else 2  # Its type holds source and target.
             self.program.copied_bytes += _size(instruction.type) * times * both
         elif instruction.opcode == "custom-call" and "tpu_custom_call" in instruction.rest:
-            self.program.kernels[instruction.name.split(".")[0]] += times
-            self.program.kernel_flops += _attention_flops(instruction) * times
+            name = instruction.name.split(".")[0]
+            self.program.kernels[name] += times
+            self.program.kernel_flops[name] += _kernel_flops(instruction) * times
         kind = instruction.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             self._collective(kind, instruction, times, loops)
@@ -233,11 +236,14 @@ def _size(text: str) -> int:
     return sum(_arrays(text))
 
 
-def _attention_flops(kernel: Instruction) -> float:
-    """Operations of a kernel of splash attention; 0 of any other.
+def _kernel_flops(kernel: Instruction) -> float:
+    """Operations of a kernel: those that it states, else of splash attention; 0 of any other.
 
     Forward are two products of queries and keys, of the backward kernels three (queries) and four (keys and values).
     """
+    stated = _STATED_FLOPS.search(kernel.rest)
+    if stated is not None:
+        return float(stated.group(1))
     products = next((n for part, n in (("_dkv", 4), ("_dq", 3), ("_fwd", 2)) if part in kernel.name), 0)
     constraints = re.search(r"operand_layout_constraints=\{(.*?\})\}", kernel.rest)
     if "splash" not in kernel.name or constraints is None:

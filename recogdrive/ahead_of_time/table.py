@@ -53,20 +53,23 @@ def lines() -> list[Line]:
     found = []
     for machine in TOPOLOGIES:
         for size in ("2b", "8b"):
-            rows = _CHIPS[machine]
-            found.append(
-                Line(
-                    f"{size}_sft_{machine}",
-                    f"{size}_sft",
-                    machine,
-                    ("gin/option/rows_of_4096.gin",),
-                    (f"BATCH_SIZE={rows}",),
-                    "4,096 tokens, 13 tiles",
-                )
-            )
+            found.append(_fine_tuning(size, machine))
             for stage in ("il", "rl"):
                 found.append(Line(f"{size}_{stage}_{machine}", f"{size}_{stage}", machine))
-    return found
+    more = [_fine_tuning("2b", "v6e_4", rows_a_chip=2), _fine_tuning("2b", "v6e_4", rows_a_chip=4)]
+    return [*found, *more, _fine_tuning("8b", "v6e_8", rows_a_chip=2)]
+
+
+def _fine_tuning(size: str, machine: str, rows_a_chip: int = 1) -> Line:
+    note = "4,096 tokens, 13 tiles"
+    return Line(
+        f"{size}_sft_{machine}" + (f"_rows_{rows_a_chip}" if rows_a_chip > 1 else ""),
+        f"{size}_sft",
+        machine,
+        ("gin/option/rows_of_4096.gin",),
+        (f"BATCH_SIZE={rows_a_chip * _CHIPS[machine]}",),
+        note + (f", {rows_a_chip} rows a chip" if rows_a_chip > 1 else ""),
+    )
 
 
 def make(line: Line, folder: Path, *, timing: bool) -> None:

@@ -1,9 +1,18 @@
-"""The real sizes against the TPU compiler, none of whose chips are here; 2B on four chips is in the unit tests."""
+"""The real sizes against the TPU compiler, none of whose chips are here, and a mesh of three axes.
+
+Fine-tuning 2B on four chips is in the unit tests.
+"""
+
+import importlib.util
+from pathlib import Path
 
 import pytest
 
-from recogdrive.ahead_of_time import table
+from recogdrive.ahead_of_time import kernel_schedule, table
 from recogdrive.ahead_of_time.chips import GIB
+from recogdrive.ahead_of_time.estimate import KERNEL_EFFICIENCY, estimate
+from recogdrive.composition import compose
+from recogdrive.experiment import find_experiment
 
 pytestmark = pytest.mark.acceptance
 
@@ -17,3 +26,26 @@ def test_fine_tuning_fits(name, most_gib):
     found = table.compiled(line)
     assert found.fits and found.total_bytes <= most_gib * GIB
     assert found.windowed_einsums == 0
+
+
+def test_imitation_compiles_for_four_chips():
+    pytest.importorskip("libtpu")
+    bindings = ["BATCH_SIZE=8", "DiffusionPlanner.layers=2"]
+    found = estimate(compose(find_experiment("debug_il"), ["gin/runtime/tpu_v6e_4.gin"], bindings), "v6e:2x2")
+    assert found.chips == 4 and found.mesh == {"fsdp": 4} and found.fits
+    assert 0 < found.hbm_bytes["temporaries"] < GIB
+    assert found.flops > 1e6 and sum(found.sent_bytes.values()) > 0
+
+
+@pytest.mark.parametrize("kernel", KERNEL_EFFICIENCY)
+def test_kernels_reach_the_part_of_the_peak_that_the_table_reckons_with(kernel):
+    pytest.importorskip("libtpu")
+    assert kernel_schedule.measure(kernel)["of_peak"] == pytest.approx(KERNEL_EFFICIENCY[kernel], abs=0.02)
+
+
+def test_the_vlm_over_replicas_shards_and_heads_is_that_of_one_device():
+    path = Path(__file__).parents[1] / "unit" / "models" / "partition_test.py"
+    spec = importlib.util.spec_from_file_location("partition_checks", path)
+    checks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(checks)
+    checks.check_vlm_over_mesh(replicas=2, shards=2, heads=2)

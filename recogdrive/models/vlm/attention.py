@@ -65,11 +65,17 @@ def attend(
       attention: One of `IMPLEMENTATIONS`.
     """
     key_segments = query_segments if key_segments is None else key_segments
-    kernel = attention == "splash" or (attention == "fused" and target_platform() == "tpu")
-    if kernel and query.shape[2] == key.shape[2]:  # Decoding token by token is bound by memory, not by the scores.
+    if (
+        by_kernel(attention) and query.shape[2] == key.shape[2]
+    ):  # Decoding token by token is bound by memory, not by the scores.
         return splash(query, key, value, query_segments, causal=causal, scale=scale)
     formula = plain if attention == "plain" else fused
     return formula(query, key, value, query_segments, key_segments, causal=causal, scale=scale)
+
+
+def by_kernel(attention: Implementation) -> bool:
+    """Whether an implementation is a kernel for TPU on the devices in question."""
+    return attention == "splash" or (attention == "fused" and target_platform() == "tpu")
 
 
 def plain(

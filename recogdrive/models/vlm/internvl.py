@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int, Key
 from recogdrive.models import partition
 from recogdrive.models.bridge import Params
 from recogdrive.models.planner.planner import ParameterRow
-from recogdrive.models.vlm import generation, initialization, layers, loss, vision
+from recogdrive.models.vlm import generation, initialization, layers, loss, tile_attention, vision
+from recogdrive.models.vlm.attention import by_kernel
 from recogdrive.models.vlm.config import VlmConfig
 from recogdrive.models.vlm.layers import Parts, part
 from recogdrive.models.vlm.lora import Lora, dropout_key
@@ -236,6 +237,11 @@ class InternVL:
         pixels = vision.normalize_pixels(tiles).transpose(0, 3, 1, 2)  # n 3 S S
         hidden = self.parts.embeddings(part(params, layers.EMBEDDINGS), "forward", pixels)
         rates = jnp.asarray(vision.drop_path_rates(config.vision.layers, self.drop_path_rate))
+        within_tiles = by_kernel(self.attention) and tile_attention.suits(config.vision.width, config.vision.heads)
+        tokens = None
+        if within_tiles and not config.vision.qk_norm:
+            tokens = hidden.shape[1]
+            hidden = vision.class_token_last(hidden, tile_attention.ROWS)
 
         def layer(weights: Params, hidden: Array, rate: Array, own_key: Array | None, _: None) -> Array:
             factors: Any = (None, None)
@@ -245,7 +251,7 @@ class InternVL:
                 own = hidden.shape[0]  # Of this device; drawn for all, so that their number does not change the draw.
                 factors = jax.lax.dynamic_slice_in_dim(factors, partition.first_row(own), own, axis=1)
             with dropout_key(None if own_key is None else jax.random.fold_in(own_key, 1)):
-                return self.parts.vision_layer(weights, "forward", hidden, factors[0], factors[1])
+                return self.parts.vision_layer(weights, "forward", hidden, factors[0], factors[1], tokens)
 
         hidden = layers.scan_layers(
             layer,
@@ -256,7 +262,8 @@ class InternVL:
             per_layer=rates,
             key=key,
         )
-        features = hidden[:, 1:].reshape(count, grid, grid, -1)
+        patches = hidden[:, 1:] if tokens is None else hidden[:, : tokens - 1]
+        features = patches.reshape(count, grid, grid, -1)
         vectors = vision.pixel_unshuffle(features, config.pixel_shuffle)
         vectors = vectors.reshape(count, config.tokens_per_tile, -1)
         return self.parts.projector(part(params, layers.PROJECTOR), "forward", vectors)

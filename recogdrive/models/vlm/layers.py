@@ -17,16 +17,21 @@ from transformers.models.internvl.configuration_internvl import InternVLConfig, 
 from transformers.models.internvl.modeling_internvl import (
     InternVLMultiModalProjector,
     InternVLVisionEmbeddings,
-    InternVLVisionLayer,
 )
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2DecoderLayer,
+    Qwen2MLP,
+    Qwen2RMSNorm,
+    Qwen2RotaryEmbedding,
+)
 
 from recogdrive.models import bridge, partition
 from recogdrive.models.bridge import Params
 from recogdrive.models.vlm.attention import implementation_name
 from recogdrive.models.vlm.config import VlmConfig
 from recogdrive.models.vlm.lora import LANGUAGE_LINEARS, VISION_LINEARS, Lora, add_adapters
+from recogdrive.models.vlm.vision_layer import STATISTICS, LayerNorm, VisionLayer, computed_apart, gradient_apart
 
 EMBEDDINGS = "model.vision_tower.embeddings."
 VISION_LAYERS = "model.vision_tower.encoder.layer.*."
@@ -40,43 +45,24 @@ HEAD = "lm_head.weight"
 POSITION_TABLE = EMBEDDINGS + "position_embeddings"
 
 REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.save_only_these_names(STATISTICS),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names(STATISTICS),
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    ),
     "none": None,
 }
-"""What a layer keeps for the backward pass: its input, also the results of its matrix products, or everything."""
+"""What a layer keeps for the backward pass: its input and norms' statistics, results of matrix products, everything."""
 
 
-class _LayerNorm(nn.LayerNorm):
-    """Statistics in float32 whatever the input; torchax takes them in the input's own precision."""
+class GatedMlp(Qwen2MLP):
+    """transformers' gated MLP, its activations computed before the down-projection rather than within it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.weight.to(torch.float32), self.bias.to(torch.float32)
-        return nn.functional.layer_norm(x.to(torch.float32), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
-
-
-class VisionLayer(InternVLVisionLayer):
-    """transformers' vision layer with stochastic depth, which it lacks."""
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_factor: torch.Tensor | None = None,
-        mlp_factor: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Runs the layer.
-
-        Args:
-          hidden_states: (tiles, tokens, width).
-          attention_factor: (tiles, 1, 1) factor of the attention branch; None is 1.
-          mlp_factor: The same of the MLP branch.
-
-        Source: upstream `InternVisionEncoderLayer`.
-        """
-        branch = self.lambda_1 * self.attention(self.layernorm_before(hidden_states))[0]
-        hidden_states = hidden_states + (branch if attention_factor is None else branch * attention_factor)
-        branch = self.lambda_2 * self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + (branch if mlp_factor is None else branch * mlp_factor)
+        """(..., width) to (..., width)."""
+        gate, up = (bridge.call_jax(gradient_apart, linear(x)) for linear in (self.gate_proj, self.up_proj))
+        activated = self.act_fn(gate) * up
+        return self.down_proj(bridge.call_jax(computed_apart, activated))
 
 
 class Parts:
@@ -100,6 +86,7 @@ class Parts:
             vision_layer = VisionLayer(sizes.vision_config).eval()
             projector = InternVLMultiModalProjector(sizes).eval()
             decoder_layer = Qwen2DecoderLayer(sizes.text_config, 0).eval()
+            decoder_layer.mlp = GatedMlp(sizes.text_config).eval()
             norm = Qwen2RMSNorm(config.language.width, eps=config.language.norm_eps).eval()
             _upcast_layer_norms(vision_layer)
             projector.layer_norm.eps = config.projector_eps
@@ -221,7 +208,7 @@ def _transformers_config(config: VlmConfig, attention: str) -> InternVLConfig:
 def _upcast_layer_norms(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
         if type(child) is nn.LayerNorm:
-            setattr(module, name, _LayerNorm(child.normalized_shape, eps=child.eps))
+            setattr(module, name, LayerNorm(child.normalized_shape, eps=child.eps))
 
 
 def _shapes(prefix: str, module: nn.Module, layers: int | None = None) -> dict[str, tuple[int, ...]]:

@@ -114,17 +114,25 @@ def reduce_loss(sums: Float[Array, "B"], weights: Float[Array, "B"], rows_per_gr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _chunked(hidden: Array, head: Array, order: Array, targets: Targets, chunk: int) -> tuple[Array, Array]:
-    def run(hidden: Array, head: Array, order: Array, targets: Targets) -> tuple[Array, Array]:
+    return _sums(hidden, head, order, targets, chunk)[:2]
+
+
+def _sums(hidden: Array, head: Array, order: Array, targets: Targets, chunk: int) -> tuple[Array, Array, Array]:
+    """What `_chunked` returns, and of each position the logarithm of its sum of exponentials."""
+
+    def run(hidden: Array, head: Array, order: Array, targets: Targets) -> tuple[Array, Array, Array]:
         vocabulary = VocabularyPart(size)
         targets_of_all = jax.tree.map(vocabulary.of_all_rows, targets)
 
-        def add(index: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
+        def add(index: Array, totals: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             states = vocabulary.of_all_rows(_gather(hidden, _slice(order, index, chunk)))
-            loss, right = _chunk_sums(states, head, _slice(targets_of_all, index, chunk), vocabulary)
-            return totals[0] + loss, totals[1] + right
+            own = _slice(targets_of_all, index, chunk)
+            loss, right, log_total = _chunk_sums(states, head, own, vocabulary)
+            logs = jax.lax.dynamic_update_slice_in_dim(totals[2], log_total, index * chunk, axis=1)
+            return totals[0] + loss, totals[1] + right, logs
 
-        rows = targets_of_all.labels.shape[0]
-        zeros = jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.int32)
+        shape = targets_of_all.labels.shape
+        zeros = jnp.zeros(shape[0], jnp.float32), jnp.zeros(shape[0], jnp.int32), jnp.zeros(shape, jnp.float32)
         totals = jax.lax.fori_loop(0, _used_chunks(targets_of_all, chunk), add, zeros)
         return jax.tree.map(lambda x: vocabulary.own_rows(x, hidden.shape[0]), totals)
 
@@ -134,32 +142,36 @@ def _chunked(hidden: Array, head: Array, order: Array, targets: Targets, chunk: 
 
 
 def _forward(hidden: Array, head: Array, order: Array, targets: Targets, chunk: int) -> tuple:
-    return _chunked(hidden, head, order, targets, chunk), (hidden, head, order, targets)
+    *sums, log_totals = _sums(hidden, head, order, targets, chunk)
+    return tuple(sums), (hidden, head, order, targets, log_totals)
 
 
 def _backward(chunk: int, kept: tuple, cotangents: tuple[Array, Array]) -> tuple:
-    def run(hidden: Array, head: Array, order: Array, targets: Targets, cotangent: Array) -> tuple[Array, Array]:
+    def run(
+        hidden: Array, head: Array, order: Array, targets: Targets, log_totals: Array, cotangent: Array
+    ) -> tuple[Array, Array]:
         vocabulary = VocabularyPart(size)
-        targets_of_all, cotangent = jax.tree.map(vocabulary.of_all_rows, (targets, cotangent))
+        of_all = jax.tree.map(vocabulary.of_all_rows, (targets, log_totals))
+        cotangent = vocabulary.of_all_rows(cotangent)
         rows = jnp.arange(hidden.shape[0])[:, None]
 
         def add(index: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
             at = _slice(order, index, chunk)
             states = vocabulary.of_all_rows(_gather(hidden, at))
-            own = _slice(targets_of_all, index, chunk)
-            of_states, of_head = _chunk_gradients(states, head, own, cotangent, vocabulary)
+            own = _slice(of_all, index, chunk)
+            of_states, of_head = _chunk_gradients(states, head, *own, cotangent, vocabulary)
             of_states = vocabulary.sum_to_own_rows(of_states).astype(hidden.dtype)
             return totals[0].at[rows, at].add(of_states, mode="drop"), totals[1] + of_head
 
         zeros = jnp.zeros_like(hidden), jnp.zeros(head.shape, jnp.float32)
-        of_hidden, of_head = jax.lax.fori_loop(0, _used_chunks(targets_of_all, chunk), add, zeros)
+        of_hidden, of_head = jax.lax.fori_loop(0, _used_chunks(of_all[0], chunk), add, zeros)
         return of_hidden, partition.sum_over_rows(of_head, parted=vocabulary.is_split)
 
-    hidden, head, order, targets = kept
+    hidden, head, order, targets, log_totals = kept
     rows, size = hidden.shape[0], head.shape[0]
     filled, spec = split(head.astype(hidden.dtype), rows)
-    run = partition.own_rows(run, rows, (None, spec, None, None, None), out_specs=(None, spec))
-    of_hidden, of_head = run(hidden, filled, order, targets, cotangents[0])
+    run = partition.own_rows(run, rows, (None, spec, None, None, None, None), out_specs=(None, spec))
+    of_hidden, of_head = run(hidden, filled, order, targets, log_totals, cotangents[0])
     return of_hidden, of_head[:size].astype(head.dtype), None, None
 
 
@@ -168,40 +180,33 @@ _chunked.defvjp(_forward, _backward)
 
 def _chunk_sums(
     hidden: Float[Array, "B C D"], head: Array, targets: Targets, vocabulary: VocabularyPart
-) -> tuple[Array, Array]:
-    logits, largest, log_total = _logits(hidden, head, vocabulary)
+) -> tuple[Array, Array, Float[Array, "B C"]]:
+    logits = vocabulary.masked(_product("bcd,vd->bcv", hidden, head))
+    largest = vocabulary.max(logits.max(axis=-1))
+    log_total = largest + jnp.log(vocabulary.sum(jnp.exp(logits - largest[..., None]).sum(axis=-1)))
     place, here = vocabulary.find(targets.labels, logits.shape[-1])
     label = jnp.take_along_axis(logits, place[..., None], axis=-1)[..., 0]
     losses = log_total - vocabulary.sum(jnp.where(here, label, 0))
     right = (vocabulary.likeliest(logits, largest) == targets.labels) & targets.supervised
-    return (losses * targets.weights).sum(axis=1), right.sum(axis=1, dtype=jnp.int32)
+    return (losses * targets.weights).sum(axis=1), right.sum(axis=1, dtype=jnp.int32), log_total
 
 
 def _chunk_gradients(
     hidden: Float[Array, "B C D"],
     head: Array,
     targets: Targets,
+    log_total: Float[Array, "B C"],
     cotangent: Float[Array, "B"],
     vocabulary: VocabularyPart,
 ) -> tuple[Array, Array]:
     """Of `_chunk_sums` with regard to its hidden states and to the head, both float32; the former of this part only."""
-    logits, _, log_total = _logits(hidden, head, vocabulary)
+    logits = vocabulary.masked(_product("bcd,vd->bcv", hidden, head))
     probabilities = jnp.exp(logits - log_total[..., None])
     place, here = vocabulary.find(targets.labels, logits.shape[-1])
     rows, places = (x[:, :, None] for x in jnp.indices(targets.labels.shape))
     error = probabilities.at[rows, places, place[..., None]].add(-here[..., None].astype(jnp.float32))
     error = (error * (targets.weights * cotangent[:, None])[..., None]).astype(hidden.dtype)
     return _product("bcv,vd->bcd", error, head), _product("bcv,bcd->vd", error, hidden)
-
-
-def _logits(
-    hidden: Float[Array, "B C D"], head: Array, vocabulary: VocabularyPart
-) -> tuple[Float[Array, "B C W"], Float[Array, "B C"], Float[Array, "B C"]]:
-    """Logits of this part of the vocabulary; the largest, and the logarithm of the sum of exponentials, of all."""
-    logits = vocabulary.masked(_product("bcd,vd->bcv", hidden, head))
-    largest = vocabulary.max(logits.max(axis=-1))
-    total = vocabulary.sum(jnp.exp(logits - largest[..., None]).sum(axis=-1))
-    return logits, largest, largest + jnp.log(total)
 
 
 def _product(equation: str, left: Array, right: Array) -> Array:

@@ -46,6 +46,17 @@ def resize_position_table(table: Float[Array, "1 P W"], side: int) -> Float[Arra
     return jnp.concatenate([table[:, :1], patches.reshape(1, side * side, -1).astype(table.dtype)], axis=1)
 
 
+def class_token_last(hidden: Float[Array, "n T W"], multiple: int) -> Float[Array, "n R W"]:
+    """Patches first, so that they begin where a TPU's blocks of rows do, then the class token, then zeros.
+
+    Args:
+      hidden: The class token, then patches.
+      multiple: R is the next multiple of it.
+    """
+    filling = -hidden.shape[1] % multiple
+    return jnp.pad(jnp.concatenate([hidden[:, 1:], hidden[:, :1]], axis=1), ((0, 0), (0, filling), (0, 0)))
+
+
 def pixel_unshuffle(grid: Float[Array, "n H W C"], version: str = "v2") -> Float[Array, "n h w 4C"]:
     """Joins 2 x 2 patches to one vector: row, then column within the block, then channel.
 

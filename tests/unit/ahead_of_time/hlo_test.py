@@ -43,6 +43,8 @@ ENTRY %main (x: f32[4]) -> f32[4] {
   %moved = f32[256]{0} copy(%x)
   %splash_mqa_fwd.1 = f32[2,4,256,128]{3,2,1,0} custom-call(%q), custom_call_target="tpu_custom_call", \
 operand_layout_constraints={s8[1,2,2]{2,1,0}, bf16[2,4,256,128]{3,2,1,0}, s32[256,128]{1,0}, s32[256,128]{1,0}}, x={}
+  %tiles.2 = f32[4]{0} custom-call(%q), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":\
+{"body":"","cost_estimate":{"bytes_accessed":"8","flops":"4000","transcendentals":"3"}}}
   ROOT %out = f32[4]{0} add(%x, %x)
 }
 """
@@ -73,8 +75,12 @@ def test_a_sum_of_which_a_part_is_kept_is_no_all_reduce(program):
 
 
 def test_a_causal_kernel_computes_half_of_the_products(program):
-    assert program.kernel_flops == 2 * 2 * (2 * 4 * 256) * 256 * 128 / 2
+    assert program.kernel_flops["splash_mqa_fwd"] == 2 * 2 * (2 * 4 * 256) * 256 * 128 / 2
     assert program.copied_bytes == 2 * 256 * 4
+
+
+def test_a_kernel_that_states_its_operations_is_believed(program):
+    assert program.kernel_flops["tiles"] == 4000 and program.kernels["tiles"] == 1
 
 
 def test_a_text_without_entry_is_refused():

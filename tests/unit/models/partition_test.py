@@ -1,12 +1,12 @@
 """Where weights lie on a mesh, by their names."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
@@ -20,6 +20,24 @@ from recogdrive.models.vlm.lora import Lora
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LAYER = "model.language_model.layers.*."
+
+
+def check_vlm_over_mesh(**sizes):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={math.prod(sizes.values())}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    script = REPOSITORY / "tests" / "unit" / "models" / "vlm" / "partition_driver.py"
+    command = [sys.executable, script, *map(str, sizes.values())]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    answer = json.loads(run.stdout.splitlines()[-1])
+    assert answer["split"] > 20 and answer["largest_of_a_device"] <= 0.5
+    assert answer["found"] == pytest.approx(answer["expected"], rel=1e-5)
+    assert answer["gradient_error"] < 2e-4  # Of the largest gradient; sums of float32 in another order.
 
 
 @pytest.mark.parametrize("sizes", [internvl3_2b, internvl3_8b])
@@ -88,21 +106,5 @@ def test_without_a_mesh_nothing_is_done():
 
 
 @pytest.mark.heavy
-def test_loss_and_gradients_of_the_vlm_are_those_of_one_device_over_replicas_shards_and_heads():
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    script = Path(__file__).parent / "vlm" / "partition_driver.py"
-    run = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    answer = json.loads(run.stdout.splitlines()[-1])
-    assert answer["split"] > 20 and answer["largest_of_a_device"] <= 0.5
-    assert answer["found"] == pytest.approx(answer["expected"], rel=1e-5)
-    assert answer["gradient_error"] < 2e-4  # Of the largest gradient; sums of float32 in another order.
-    assert jax.process_count() == 1
+def test_loss_and_gradients_of_the_vlm_are_those_of_one_device_over_shards_and_heads():
+    check_vlm_over_mesh(replicas=1, shards=2, heads=2)  # Replicas too in tests/acceptance.

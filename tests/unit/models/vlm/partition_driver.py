@@ -1,7 +1,11 @@
-"""Run with eight virtual devices: loss and gradients of a tiny VLM on one device and over a mesh of three axes."""
+"""Loss and gradients of a tiny VLM on one device and over a mesh: `partition_driver.py REPLICAS SHARDS HEADS`.
+
+Run with as many virtual devices as the product of the three.
+"""
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -18,7 +22,7 @@ spec.loader.exec_module(parts)
 
 CONFIG = VlmConfig(
     vision=VisionConfig(width=16, layers=1, heads=2, mlp_width=24, image_size=28),
-    language=LanguageConfig(width=32, layers=2, heads=4, kv_heads=2, mlp_width=40, vocab_size=64),
+    language=LanguageConfig(width=32, layers=1, heads=4, kv_heads=2, mlp_width=40, vocab_size=64),
 )
 
 
@@ -36,7 +40,7 @@ def gradients(model, params, sharding, rows):
     return [float(value), float(metrics["accuracy"]), float(metrics["supervised_tokens"])], grads, held
 
 
-def main():
+def main(replicas, shards, heads):
     rows = parts.vlm_batch.__wrapped__()(lengths=(12, 7, 9, 12), tiles=(2, 1, 2, 1))
     model = InternVL(
         CONFIG,
@@ -50,7 +54,7 @@ def main():
     )
     params = parts.lively.__wrapped__()(model)
     expected, expected_gradients, _ = gradients(model, params, DataParallel(1), rows)
-    sharding = FullySharded(8, replicas=2, model_devices=2)
+    sharding = FullySharded(replicas * shards * heads, replicas=replicas, model_devices=heads)
     found, found_gradients, held = gradients(model, params, sharding, rows)
     scale = max(float(np.abs(value).max()) for value in expected_gradients.values())
     errors = {n: float(np.abs(found_gradients[n] - g).max()) / scale for n, g in expected_gradients.items()}
@@ -66,4 +70,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))
