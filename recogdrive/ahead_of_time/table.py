@@ -114,7 +114,8 @@ def render(found: Sequence[Line], folder: Path) -> str:
         name = line.experiment + (f" ({line.note})" if line.note else "")
         chips = f"{line.machine.replace('_', '-')} ({TOPOLOGIES[line.machine]})"
         if "refused" in entry:
-            rows.append(f"| {name} | {chips} | " + " | ".join(["-"] * (len(heads) - 3)) + f" | {entry['refused']} |")
+            cells = dict.fromkeys(heads[2:], "-") | {"HBM": entry["refused"].rpartition(": ")[2]}
+            rows.append(" | ".join([f"| {name}", chips, *cells.values()]) + " |")
             continue
         compilers.add(entry["compiler"])
         held = entry["hbm_bytes"]
