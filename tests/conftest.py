@@ -1,5 +1,6 @@
 """Shared by every test: where the reference data is, a clean gin around each test, and programs compiled once."""
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -57,6 +58,14 @@ def _present_or_absent(path: Path, what: str) -> Path:
 def shared_dir() -> Path:
     """The read-only reference folder beside the checkout."""
     return _present_or_absent(SHARED, "reference folder")
+
+
+@pytest.fixture(scope="session")
+def tpu_compiler() -> Path:
+    """libtpu, of which there are builds for Linux on x86-64 alone."""
+    spec = importlib.util.find_spec("libtpu")
+    found = Path(spec.origin) if spec is not None and spec.origin else Path("libtpu")
+    return _present_or_absent(found, "the TPU's compiler")
 
 
 @pytest.fixture(scope="session")

@@ -20,16 +20,14 @@ pytestmark = pytest.mark.acceptance
 @pytest.mark.parametrize(
     ("name", "most_gib"), [("8b_sft_v6e_8", 20), ("2b_sft_v6e_256", 31.24), ("8b_sft_v6e_256", 31.24)]
 )
-def test_fine_tuning_fits(name, most_gib):
-    pytest.importorskip("libtpu")
+def test_fine_tuning_fits(tpu_compiler, name, most_gib):
     (line,) = [line for line in table.lines() if line.name == name]
     found = table.compiled(line)
     assert found.fits and found.total_bytes <= most_gib * GIB
     assert found.windowed_einsums == 0
 
 
-def test_imitation_compiles_for_four_chips():
-    pytest.importorskip("libtpu")
+def test_imitation_compiles_for_four_chips(tpu_compiler):
     bindings = ["BATCH_SIZE=8", "DiffusionPlanner.layers=2"]
     found = estimate(compose(find_experiment("debug_il"), ["gin/runtime/tpu_v6e_4.gin"], bindings), "v6e:2x2")
     assert found.chips == 4 and found.mesh == {"fsdp": 4} and found.fits
@@ -38,8 +36,7 @@ def test_imitation_compiles_for_four_chips():
 
 
 @pytest.mark.parametrize("kernel", KERNEL_EFFICIENCY)
-def test_kernels_reach_the_part_of_the_peak_that_the_table_reckons_with(kernel):
-    pytest.importorskip("libtpu")
+def test_kernels_reach_the_part_of_the_peak_that_the_table_reckons_with(tpu_compiler, kernel):
     assert kernel_schedule.measure(kernel)["of_peak"] == pytest.approx(KERNEL_EFFICIENCY[kernel], abs=0.02)
 
 

@@ -80,8 +80,7 @@ def test_every_machine_of_the_table_has_its_preset():
 
 
 @pytest.mark.heavy
-def test_fine_tuning_of_the_2b_model_fits_four_chips_and_sends_little():
-    pytest.importorskip("libtpu")
+def test_fine_tuning_of_the_2b_model_fits_four_chips_and_sends_little(tpu_compiler):
     (line,) = [line for line in table.lines() if line.name == "2b_sft_v6e_4"]
     found = table.compiled(line)
     assert found.chips == 4 and found.mesh == {"fsdp": 4} and found.compiler.startswith("libtpu ")
