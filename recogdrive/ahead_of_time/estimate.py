@@ -127,7 +127,7 @@ def estimate(composition: Composition, topology: str, *, timing: bool = False, l
       ConfigurationError: libtpu is missing, does not know the topology, or the experiment cannot be compiled for it.
       OutOfMemoryError: The compiler gave up before it had a plan.
     """
-    chip = chip_of(topology)
+    chip = chip_of(topology) if timing else None
     compiler = compiler_version()
     with tempfile.TemporaryDirectory(prefix="recogdrive-compile-") as name:
         folder = Path(name)
@@ -153,13 +153,13 @@ def estimate(composition: Composition, topology: str, *, timing: bool = False, l
         hbm_bytes={**arguments, "temporaries": total - sum(arguments.values())},
         total_bytes=total,
         waiting_bytes=shapes["waiting_bytes"],
-        limit_bytes=int(chip.hbm_bytes),
+        limit_bytes=shapes["limit_bytes"],
         flops=shapes["flops"],
         sent_bytes=program.sent_bytes(),
         result_bytes=program.result_bytes(),
         largest=[_shown(c) for c in sorted(program.collectives, key=lambda c: -c.sent_bytes)[:_LARGEST]],
         windowed_einsums=program.windowed_einsums,
-        timing=timing_of(program, chip, shapes["flops"] / shapes["devices"]) if timing else None,
+        timing=None if chip is None else timing_of(program, chip, shapes["flops"] / shapes["devices"]),
     )
 
 
@@ -245,7 +245,7 @@ def _wait(process: subprocess.Popen, folder: Path, timing: bool, limit_s: float,
                 why = f"needs {needed[1]} GiB of {needed[2]}" if needed else failure["message"]
                 raise OutOfMemoryError(f"--compile_for={topology}: it does not fit, {why}")
             return
-        if (folder / worker.RESULT_FILE).exists() or (not timing and _is_planned(folder)):
+        if (folder / worker.DONE_FILE).exists() or (not timing and _is_planned(folder)):
             return
         if finished:
             log = (folder / "log.txt").read_text(errors="replace")

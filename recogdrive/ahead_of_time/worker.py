@@ -13,12 +13,12 @@ from pathlib import Path
 from recogdrive.experiment import ConfigurationError
 from recogdrive.run_folder import write_text
 
-SHAPES_FILE, RESULT_FILE, FAILURE_FILE = "shapes.json", "result.json", "failure.json"
+SHAPES_FILE, DONE_FILE, FAILURE_FILE = "shapes.json", "done.json", "failure.json"
 DUMP_FOLDER = "dump"
 
 
 def main(request_file: str) -> None:
-    """Compiles what a request names; leaves `SHAPES_FILE` before, `RESULT_FILE` after, or `FAILURE_FILE`.
+    """Compiles what a request names; leaves `SHAPES_FILE` before, `DONE_FILE` after, or `FAILURE_FILE`.
 
     Args:
       request_file: JSON with `config` (file of gin statements) and `topology`; answers go beside it.
@@ -33,7 +33,7 @@ def main(request_file: str) -> None:
 
 
 def _compile(config: str, topology: str, folder: Path) -> None:
-    from recogdrive.ahead_of_time.chips import open_topology
+    from recogdrive.ahead_of_time.chips import memory_limit, open_topology
     from recogdrive.ahead_of_time.flops import count_flops
     from recogdrive.composition import compose
     from recogdrive.stages import base
@@ -56,6 +56,7 @@ def _compile(config: str, topology: str, folder: Path) -> None:
             {
                 "argument_bytes": step.argument_bytes(),
                 "waiting_bytes": step.waiting_bytes(),
+                "limit_bytes": memory_limit(devices[0]),
                 "devices": step.sharding.mesh.size,
                 "mesh": dict(step.sharding.mesh.shape),
                 "rows": shapes.rows,
@@ -66,15 +67,13 @@ def _compile(config: str, topology: str, folder: Path) -> None:
         )
         options = {"xla_dump_to": str(folder / DUMP_FOLDER), "xla_dump_hlo_as_text": True}
         try:
-            compiled = traced.lower().compile(compiler_options=options)
+            traced.lower().compile(compiler_options=options)
         except Exception as error:  # The compiler's refusals are of no type of their own.
             if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
                 raise
             _answer(folder / FAILURE_FILE, {"message": str(error).splitlines()[0], "out_of_memory": True})
             return
-        memory = compiled.memory_analysis()
-        names = ("argument", "output", "alias", "temp")
-        _answer(folder / RESULT_FILE, {name: getattr(memory, f"{name}_size_in_bytes") for name in names})
+        _answer(folder / DONE_FILE, {})  # What there is to know is in the dump.
 
 
 def _answer(path: Path, content: dict) -> None:

@@ -20,6 +20,7 @@ from recogdrive.training.time_account import (
     OTHER,
     START,
     STEPS,
+    Spent,
     TimeAccount,
 )
 
@@ -35,27 +36,18 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Attempt(Spent):
     """One start of a run, as far as it is known: of one that was killed, until its last log line or checkpoint.
 
     Attributes:
       started: When training began, ISO 8601 in UTC.
       from_step: Updates that were done before it.
       to_step: Updates done at its end.
-      seconds: Kind of work -> seconds; their sum is the wall time.
-      compiled_in: Kind of work -> seconds of compilation that it asked for, part of `seconds["compile"]`.
     """
 
     started: str
     from_step: int
     to_step: int
-    seconds: Mapping[str, float]
-    compiled_in: Mapping[str, float]
-
-    @property
-    def wall(self) -> float:
-        """Seconds in all."""
-        return sum(self.seconds.values())
 
     @property
     def steps(self) -> int:
@@ -79,11 +71,11 @@ class Attempt:
     def from_json(cls, entry: Mapping[str, Any]) -> "Attempt":
         """Inverse of `to_json`."""
         return cls(
+            {kind: entry["seconds"].get(kind, 0.0) for kind in KINDS},
+            entry["compiled_in"],
             entry["started"],
             entry["from_step"],
             entry["to_step"],
-            {kind: entry["seconds"].get(kind, 0.0) for kind in KINDS},
-            entry["compiled_in"],
         )
 
 
@@ -117,7 +109,7 @@ class GoodputFile:
     def note(self, step: int) -> Attempt:
         """Writes what is known after `step` updates; a killed attempt leaves what was noted last."""
         spent = self._account.read()
-        attempt = Attempt(self._started, self._from_step, step, spent.seconds, spent.compiled_in)
+        attempt = Attempt(spent.seconds, spent.compiled_in, self._started, self._from_step, step)
         write_text(self._path, json.dumps([*self._earlier, attempt.to_json()], indent=1) + "\n")
         return attempt
 

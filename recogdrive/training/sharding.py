@@ -71,8 +71,8 @@ class DataParallel:
         available = target_devices()
         if num_devices is not None and not 1 <= num_devices <= len(available):
             raise ValueError(
-                f"num_devices={num_devices}, but {len(available)} devices are there; choose a file of gin/runtime for "
-                f"{len(available)}, or use 1 to {len(available)}."
+                f"num_devices={num_devices}, but the devices here are {len(available)}; choose a file of gin/runtime "
+                "that says no number, as fully_sharded.gin, or a number up to that."
             )
         if num_devices is not None and num_devices < len(available):
             logging.warning("%d of the %d devices are used, as num_devices says", num_devices, len(available))

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from recogdrive.ahead_of_time import table
-from recogdrive.ahead_of_time.chips import GIB, Chip, chip_of
+from recogdrive.ahead_of_time.chips import GIB, Chip, chip_of, memory_limit, open_topology
 from recogdrive.ahead_of_time.estimate import Estimate, render, save, timing_of
 from recogdrive.ahead_of_time.hlo import Program
 from recogdrive.composition import compose
@@ -33,9 +33,19 @@ FOUND = Estimate(
 )
 
 
-def test_chips_that_are_not_known_are_refused_with_those_that_are():
-    with pytest.raises(ConfigurationError, match="chips 'v9' are not known, those of v6e, v5e, v5p are"):
-        chip_of("v9:2x2")
+def test_times_of_chips_without_figures_are_refused_with_those_that_have_some():
+    with pytest.raises(ConfigurationError, match="of chips 'v4' no speed is known, of v6e, v5e, v5p it is"):
+        chip_of("v4:2x2x1")
+
+
+@pytest.mark.parametrize(("topology", "gib"), [("v6e:2x2", 31.24), ("v4:2x2x1", 15.25), ("tpu7x:2x2x1", 94.74)])
+def test_the_compiler_says_how_much_memory_any_of_its_chips_has(tpu_compiler, topology, gib):
+    assert memory_limit(open_topology(topology)[0]) == int(gib * GIB)
+
+
+def test_a_topology_that_the_compiler_does_not_know_is_refused_with_some_that_it_does(tpu_compiler):
+    with pytest.raises(ConfigurationError, match="v7x:2x2 is no topology that libtpu knows .* v6e:2x2"):
+        open_topology("v7x:2x2")
 
 
 def test_figures_are_shown_by_kind_and_say_what_they_are(tmp_path):
@@ -50,7 +60,7 @@ def test_figures_are_shown_by_kind_and_say_what_they_are(tmp_path):
 
 def test_kernels_take_the_time_of_the_part_of_the_peak_that_they_reach():
     program = Program(cycles=2e6, kernel_flops={"tile_attention_forward": 35e9, "other": 45e9})
-    found = timing_of(program, Chip(1, 1e12, 1e9, 1e12, 1e12), model_flops=1e9)
+    found = timing_of(program, Chip(1e12, 1e9, 1e12, 1e12), model_flops=1e9)
     assert found.compute_s == 2e-3 and found.kernels_s == pytest.approx(0.2)
     assert found.step_s == pytest.approx((0.202, 0.202))
     assert found.mfu == pytest.approx((1e-3 / 0.202, 1e-3 / 0.202))

@@ -140,7 +140,11 @@ class Launch:
         )
         self.root = self.path.parent / "runs"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "recogdrive.launch", str(self.path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "recogdrive.launch", str(self.path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            # The launcher leaves signals alone that are ignored when it starts, as a shell's background jobs ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         until(lambda: (self.root / "one" / "ready").exists())
 

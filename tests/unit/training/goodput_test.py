@@ -12,7 +12,7 @@ from recogdrive.training.time_account import COMPILE, EVALUATION, KINDS, STEPS, 
 
 def attempt(from_step=0, to_step=100, compiled_in=None, **seconds):
     given = dict.fromkeys(KINDS, 0.0) | seconds
-    return Attempt("2026-11-26T08:00:00+00:00", from_step, to_step, given, compiled_in or {})
+    return Attempt(given, compiled_in or {}, "2026-11-26T08:00:00+00:00", from_step, to_step)
 
 
 def test_steps_that_a_restart_lost_are_not_productive():

@@ -41,7 +41,7 @@ def test_a_preset_makes_the_mesh_it_names(preset):
 @pytest.mark.parametrize("preset", ["tpu_v6e_4", "tpu_v6e_8", "tpu_v5p_8", "tpu_v6e_256"])
 def test_a_preset_for_more_devices_than_there_are_says_so_and_what_to_do(preset):
     wanted = MESHES[preset][0]
-    message = f"num_devices={wanted}, but 2 devices are there; choose a file of gin/runtime for 2, or use 1 to 2"
+    message = f"num_devices={wanted}, but the devices here are 2; choose a file of gin/runtime that says no number"
     with pytest.raises(ConfigurationError, match=message):
         trainer_with(preset, 2)
 
