@@ -21,8 +21,11 @@ def torch_module(planner: DiffusionPlanner, weights: dict[str, np.ndarray]) -> t
     return network
 
 
-def _no_projection(attention: Attention, linear: torch.nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
+def _no_projection(
+    attention: Attention, weight: torch.Tensor, bias: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
     """In the place of keys and values made once a scene: `_attend` makes them in every call."""
+    del weight, bias
     return tokens.new_zeros(1, attention.heads, attention.head_dim, 1)
 
 

@@ -37,13 +37,17 @@ class _Method(torch.nn.Module):
         return getattr(self.module, name)(*args, **kwargs)
 
 
-def functional(module: torch.nn.Module) -> Callable[..., Any]:
+def functional(module: torch.nn.Module, without: Sequence[str] = ()) -> Callable[..., Any]:
     """Turns a torch module into a pure function of its parameters that JAX can trace, differentiate and compile.
 
     The result is called as `f(params, method, *args, **kwargs)`: `params` holds every parameter by its torch name,
     `args` and `kwargs` are pytrees of arrays (Python scalars and None pass through), and the outputs are JAX arrays.
     Parameters of `module` may live on torch's meta device, for they are never read; buffers are taken from `module`
     as constants. `capture=(name, ...)` adds a second result: submodule name -> what that submodule returned.
+
+    Args:
+      module: Where the methods are.
+      without: Beginnings of the names of parameters that are not taken, because what is called does not read them.
 
     Raises (when called):
       TorchRandomnessError: the module draws random numbers.
@@ -54,7 +58,11 @@ def functional(module: torch.nn.Module) -> Callable[..., Any]:
     """
     _require_deterministic(module)
     buffers = {name: _to_numpy(name, buffer) for name, buffer in module.named_buffers()}
-    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    shapes = {
+        name: tuple(parameter.shape)
+        for name, parameter in module.named_parameters()
+        if not name.startswith(tuple(without))
+    }
     wrapped = _Method(module)
 
     def call(params: Params, method: str, *args: Any, capture: Sequence[str] = (), **kwargs: Any) -> Any:
@@ -62,7 +70,7 @@ def functional(module: torch.nn.Module) -> Callable[..., Any]:
         state = {f"module.{name}": value for name, value in {**params, **buffers}.items()}
         with _refuse_torch_randomness() as (torch_view, jax_view), _captured(module, capture) as captured:
             arguments = (method, torch_view(_arrays(args)), torch_view(_arrays(kwargs)))
-            out = torch.func.functional_call(wrapped, torch_view(_arrays(state)), arguments, strict=True)
+            out = torch.func.functional_call(wrapped, torch_view(_arrays(state)), arguments, strict=not without)
             out = jax_view(out)
             captured = {name: jax_view(value) for name, value in captured.items()}
         return (out, captured) if capture else out
@@ -84,6 +92,25 @@ def call_jax(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     from torchax import interop
 
     return interop.call_jax(function, *args, **kwargs)
+
+
+def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, pieces: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan` from within a bridged module: a step of torch code, compiled once however many there are.
+
+    Args:
+      step: Carry and slice of `pieces` -> next carry and what is stacked; all pytrees of tensors of the bridged call.
+      carry: What the first step gets.
+      pieces: Tensors with the steps in front.
+
+    Returns:
+      The last carry, and what the steps gave beside it, with the steps in front.
+    """
+    from torchax import interop
+
+    def jax_step(carry: Any, piece: Any) -> tuple[Any, Any]:
+        return interop.jax_view(step(*interop.torch_view((carry, piece))))
+
+    return call_jax(lambda carry, pieces: jax.lax.scan(jax_step, carry, pieces), carry, pieces)
 
 
 def check_names_and_shapes(

@@ -1,7 +1,7 @@
 """The diffusion transformer over the trajectory points, with the scene as cross-attention context.
 
 Axis names in comments: B scenes, S samples a scene, Q trajectory points, T context tokens, D width, H heads,
-C channels a head, L cross-attention blocks.
+C channels a head.
 """
 
 import math
@@ -10,9 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from recogdrive.models import bridge
+
 RMS_EPS = 1e-6
 ROTARY_BASE = 10000.0
 TIME_CHANNELS = 256
+SELF, CROSS = "self.", "cross."
+"""What names of stacked weights begin with, see `stacking.py`."""
+
+Weights = dict[str, Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -70,11 +76,16 @@ class Attention(nn.Module):
     def _split(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n H C"]:
         return x.reshape(*x.shape[:-1], self.heads, self.head_dim)
 
-    def project_context(self, linear: nn.Linear, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B H C T"]:
-        """Keys or values of the context tokens: channels before tokens, so that attention reads rows along T."""
+    def project_context(
+        self, weight: Float[Tensor, "D D"], bias: Float[Tensor, "D"], tokens: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B H C T"]:
+        """Keys or values of the context tokens, by the weights of `to_k` or `to_v`.
+
+        Channels come before tokens, so that attention reads rows along T.
+        """
         batch, length, dim = tokens.shape
-        weight = linear.weight.expand(batch, dim, dim)  # one matrix product a scene, with nothing to transpose after
-        projected = torch.bmm(weight, tokens.transpose(1, 2)) + linear.bias[:, None]
+        weight = weight.expand(batch, dim, dim)  # one matrix product a scene, with nothing to transpose after
+        projected = torch.bmm(weight, tokens.transpose(1, 2)) + bias[:, None]
         return projected.reshape(batch, self.heads, self.head_dim, length)
 
     def attend_to_itself(self, x: Float[Tensor, "B S Q D"], rotary: RotaryEmbedding) -> Float[Tensor, "B S Q D"]:
@@ -229,19 +240,37 @@ class DiT(nn.Module):
         self.transformer_blocks = nn.ModuleList(Block(heads, head_dim) for _ in range(layers))
         self.final_layer = FinalLayer(dim, output_dim)
 
-    def project_context(self, tokens: Float[Tensor, "B T D"], values: bool) -> dict[str, list[Tensor]]:
+    def project_context(
+        self, tokens: Float[Tensor, "B T D"], values: bool, stacked: Weights | None = None
+    ) -> dict[str, list[Tensor] | Tensor]:
         """Keys (and values, if asked for) of every cross-attention block.
 
-        Returns lists with one entry a block: `keys` (B, H, C, T) before their norm, `key_scale` (B, H, T), the factor
-        that norm would apply (so that normalised keys are never written out), and with `values` also `values`
-        (B, H, C, T).
+        Args:
+          tokens: Context tokens in the planner's width.
+          values: Whether to project the values too.
+          stacked: See `forward`.
+
+        Returns:
+          One entry a cross-attention block, as lists, or with `stacked` as tensors with the blocks in front: `keys`
+          (B, H, C, T) before their norm, `key_scale` (B, H, T), the factor that norm would apply (so that normalised
+          keys are never written out), and with `values` also `values` (B, H, C, T).
         """
-        attentions = [block.attn for block in self.transformer_blocks[1::2]]
-        keys = [a.project_context(a.to_k, tokens) for a in attentions]
-        out = {"keys": keys, "key_scale": [_rms_factor(k) for k in keys]}
-        if values:
-            out["values"] = [a.project_context(a.to_v, tokens) for a in attentions]
-        return out
+        linears = {"keys": "to_k", "values": "to_v"} if values else {"keys": "to_k"}
+        attention = self.transformer_blocks[1].attn if len(self.transformer_blocks) > 1 else None
+
+        def project(weights: Weights) -> dict[str, Tensor]:
+            out = {
+                name: attention.project_context(weights[f"{linear}.weight"], weights[f"{linear}.bias"], tokens)
+                for name, linear in linears.items()
+            }
+            return out | {"key_scale": _rms_factor(out["keys"])}
+
+        if stacked is not None:
+            prefix = f"{CROSS}attn."
+            of_linears = {name.removeprefix(prefix): w for name, w in stacked.items() if name.startswith(f"{prefix}to_")}
+            return bridge.scan(lambda carry, weights: (carry, project(weights)), (), of_linears)[1]
+        found = [project(dict(block.attn.named_parameters())) for block in self.transformer_blocks[1::2]]
+        return {name: [of_block[name] for of_block in found] for name in (*linears, "key_scale")}
 
     def forward(
         self,
@@ -249,6 +278,7 @@ class DiT(nn.Module):
         t: Int[Tensor, "B S"],
         ego: Float[Tensor, "B D"],
         context: dict[str, Tensor | list[Tensor]],
+        stacked: Weights | None = None,
     ) -> Float[Tensor, "B S Q O"]:
         """Runs all blocks on S samples of each of B scenes.
 
@@ -257,11 +287,28 @@ class DiT(nn.Module):
           t: Diffusion times.
           ego: Ego status vector, part of the conditioning.
           context: As `project_context` returns it, plus `tokens` and optionally `bias` (see `Attention`).
+          stacked: Weights of all pairs of a self- and a cross-attention block, see `stacking.py`, instead of the
+            blocks' own. The pairs then are one scanned step: a program an eighth the size for 16 blocks, but one
+            that copies a pair's weights, keys and values before it reads them.
         """
         condition = self.timestep_encoder(t) + ego[:, None]
-        for i, block in enumerate(self.transformer_blocks):
-            of_block = None
-            if i % 2:
-                of_block = {name: v[i // 2] if isinstance(v, list) else v for name, v in context.items()}
-            x = block(x, condition, self.rotary_embedder, of_block)
+        blocks, rotary = self.transformer_blocks, self.rotary_embedder
+        of_blocks = {name: context[name] for name in ("keys", "key_scale", "values") if name in context}
+        of_all = {name: value for name, value in context.items() if name not in of_blocks}
+        if stacked is None:
+            for i, block in enumerate(blocks):
+                own = of_all | {name: value[i // 2] for name, value in of_blocks.items()} if i % 2 else None
+                x = block(x, condition, rotary, own)
+            return self.final_layer(x, condition)
+
+        def pair(x: Tensor, inputs: tuple[Weights, dict[str, Tensor]]) -> tuple[Tensor, None]:
+            weights, own = inputs
+            for block, prefix, seen in ((blocks[0], SELF, None), (blocks[1], CROSS, of_all | own)):
+                of_block = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+                x = torch.func.functional_call(block, of_block, (x, condition, rotary, seen), strict=True)
+            return x, None
+
+        x, _ = bridge.scan(pair, x, (stacked, of_blocks))
+        if len(blocks) % 2:
+            x = blocks[-1](x, condition, rotary, None)
         return self.final_layer(x, condition)

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
-from recogdrive.models.planner.dit import DiT
+from recogdrive.models.planner.dit import DiT, Weights
 from recogdrive.models.planner.encoders import MLP, ActionEncoder, AttentionEgoStatus, MLPEgoStatus
 
 POSE_CHANNELS = 3
@@ -50,6 +50,7 @@ class PlannerNetwork(nn.Module):
         mask: Bool[Tensor, "B T"] | None = None,
         status_masked: Float[Tensor, "B M"] | None = None,
         values: bool = True,
+        stacked: Weights | None = None,
     ) -> Encoding:
         """Computes everything that depends on the scene only.
 
@@ -60,6 +61,7 @@ class PlannerNetwork(nn.Module):
           mask: True where a token is real; None treats all as real, as the official planners were trained.
           status_masked: Hidden status entries (attention status encoder in training).
           values: Whether to project the values too; without them `denoise` pools tokens first (see `Attention`).
+          stacked: Weights of the blocks, see `DiT.forward`.
         """
         dtype = self.feature_encoder.weight.dtype
         tokens = self.feature_encoder(context.to(dtype))
@@ -71,7 +73,7 @@ class PlannerNetwork(nn.Module):
             "tokens": tokens,
             "history": self.his_traj_encoder(history.to(dtype)),
             "ego": ego,
-            **self.model.project_context(tokens, values),
+            **self.model.project_context(tokens, values, stacked),
         }
         if mask is None:
             encoding["mean"] = tokens.to(torch.float32).mean(1).to(dtype)
@@ -83,13 +85,20 @@ class PlannerNetwork(nn.Module):
         return encoding
 
     def denoise(
-        self, encoding: Encoding, x: Float[Tensor, "B S 8 3"], t: Int[Tensor, "B S"]
+        self,
+        encoding: Encoding,
+        x: Float[Tensor, "B S 8 3"],
+        t: Int[Tensor, "B S"],
+        stacked: Weights | None = None,
     ) -> Float[Tensor, "B S 8 O"]:
-        """Predicts for S noisy trajectories of each scene, at their times `t`, in float32."""
+        """Predicts for S noisy trajectories of each scene, at their times `t`, in float32.
+
+        `stacked` are the weights that `encode` had, see `DiT.forward`.
+        """
         dtype = self.feature_encoder.weight.dtype
         action = self.action_encoder(x.to(dtype), t) + self.position_embedding.weight
         scene = torch.cat([encoding["history"], encoding["mean"]], dim=-1)
         scene = scene[:, None, None, :].expand(*action.shape[:-1], scene.shape[-1])
         fused = self.fusion_projector(torch.cat([scene, action], dim=-1))
         context = {k: encoding[k] for k in ("tokens", "keys", "key_scale", "values", "bias") if k in encoding}
-        return self.action_decoder(self.model(fused, t, encoding["ego"], context)).to(torch.float32)
+        return self.action_decoder(self.model(fused, t, encoding["ego"], context, stacked)).to(torch.float32)

@@ -21,6 +21,8 @@ from recogdrive.models.planner.encoders import STATUS_CHANNELS, AttentionEgoStat
 from recogdrive.models.planner.network import POSE_CHANNELS, PlannerNetwork
 from recogdrive.models.planner.normalization import denormalize, normalize
 from recogdrive.models.planner.process import Denoiser, Diffusion
+from recogdrive.models.planner.stacking import paired_blocks, split_stacked, stack_pairs
+from recogdrive.target import target_platform
 
 Batch = Mapping[str, Any]
 Encoding = dict[str, jax.Array | list[jax.Array]]
@@ -59,6 +61,9 @@ class DiffusionPlanner:
         official planners were trained with padding taking part; on, a scene needs at least one real token.
       compute_dtype: "float32", or "bfloat16" for a network on bfloat16 copies of float32 weights; norms, softmax,
         loss and sampler arithmetic stay in float32.
+      scan_blocks: Whether the transformer's blocks are one scanned step of the program instead of all written out;
+        by default on TPUs, whose compiler takes minutes for a step of reinforcement learning otherwise. Elsewhere it
+        compiles faster too, but copies keys and values before it reads them. Results differ by rounding.
 
     Raises:
       ValueError: an argument is out of range.
@@ -83,6 +88,7 @@ class DiffusionPlanner:
         deterministic: bool = False,
         use_context_mask: bool = False,
         compute_dtype: str = "float32",
+        scan_blocks: bool | None = None,
     ):
         sizes = {
             "context_width": context_width,
@@ -103,6 +109,7 @@ class DiffusionPlanner:
         self.diffusion: Diffusion = DDIM() if diffusion is None else diffusion
         self.denoising_steps, self.deterministic = denoising_steps, deterministic
         self.use_context_mask, self.compute_dtype = use_context_mask, compute_dtype
+        self._layers, self._scan_blocks = layers, scan_blocks
         self.num_steps = self.diffusion.num_steps(denoising_steps)
         self._ego_status = MLPEgoStatus() if ego_status is None else ego_status
         with torch.device("meta"):  # Weights live in JAX; the module only says what to compute with them.
@@ -110,6 +117,7 @@ class DiffusionPlanner:
                 **sizes, output_channels=self.diffusion.output_channels, ego_status=self._ego_status
             ).eval()
         self._apply = bridge.functional(self.network)
+        self._apply_stacked = bridge.functional(self.network, without=paired_blocks(layers))
         self._draw = jax.jit(functools.partial(initialization.draw, self.network))
 
     @classmethod
@@ -161,6 +169,7 @@ class DiffusionPlanner:
         """
         self._check(batch, target=True)
         # One evaluation a scene: pooling tokens before the value projection is the cheaper order.
+        params = self._arranged(params)
         denoise = self._denoiser(params, self.encode(params, batch, values=False, status_masked=status_masked))
         loss, errors = self.diffusion.loss(denoise, normalize(batch["trajectory"]), noise, time)
         return loss, {f"mse_{name}": errors[..., i].mean() for i, name in enumerate(COORDINATES)}
@@ -247,16 +256,29 @@ class DiffusionPlanner:
     def bind(self, params: Params, batch: Batch) -> Denoiser:
         """The network with its scenes encoded, once for all samples and denoising steps."""
         self._check(batch)
+        params = self._arranged(params)
         return self._denoiser(params, self.encode(params, batch))
 
     def _denoiser(self, params: Params, encoding: Encoding) -> Denoiser:
         return lambda x, t: self.denoise(params, encoding, x, t)
 
+    def _arranged(self, params: Params) -> Params:
+        """The parameters as the program reads them; once is enough for any number of calls of the network."""
+        scan = target_platform() == "tpu" if self._scan_blocks is None else self._scan_blocks
+        return stack_pairs(params, self._layers) if scan and self._layers > 1 else params
+
     def _call(self, params: Params, method: str, *args: Any, **kwargs: Any) -> Any:
+        params = self._arranged(params)
         if self.compute_dtype == "bfloat16":
-            return self._apply(jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), method, *args, **kwargs)
+            return self._apply_network(jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), method, *args, **kwargs)
         with jax.default_matmul_precision("highest"):  # float32 means float32, on accelerators too
+            return self._apply_network(params, method, *args, **kwargs)
+
+    def _apply_network(self, params: Params, method: str, *args: Any, **kwargs: Any) -> Any:
+        rest, stacked = split_stacked(params)
+        if not stacked:
             return self._apply(params, method, *args, **kwargs)
+        return self._apply_stacked(rest, method, *args, stacked=stacked, **kwargs)
 
     def _check(self, batch: Batch, target: bool = False) -> int:
         """Batch size; raises a ValueError naming every entry that is missing or misshapen."""

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -72,7 +73,9 @@ def collisions(
     footprint = Boxes(at(ego.footprint.x), at(ego.footprint.y), cos, sin)
     front = _front_meets(footprint, agent, agents, touched)
     astray = at(areas.several_lanes | areas.off_road)
-    moving = at(ego.speed) > STANDING_MPS
+    # Whole numbers behind a barrier are arrays of their own. Were `speed` read here, where tracks are last, and in the
+    # loop of `first_contacts`, where steps are first, then the TPU's compiler would never settle on one layout of it.
+    moving = at(jax.lax.optimization_barrier((ego.speed > STANDING_MPS).astype(jnp.int32))) == 1
     at_fault = touched & moving & (agents.stopped[:, None] | (~behind & (front | astray)))
 
     costs = jnp.where(agents.static, 0.5, 0.0).astype(ego.speed.dtype)[:, None]

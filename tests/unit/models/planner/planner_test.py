@@ -12,6 +12,8 @@ import torchax
 from recogdrive.models.planner.encoders import AttentionEgoStatus
 from recogdrive.models.planner.planner import DiffusionPlanner
 
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
+
 
 @pytest.mark.parametrize(("width", "count"), [(1536, 34_329_219), (3584, 35_115_651)])
 def test_the_small_planner_has_the_released_number_of_weights(width, count):
@@ -281,3 +283,27 @@ def test_gin_leaves_direct_calls_alone():
     gin.parse_config("DiffusionPlanner.denoising_steps = 9")
     assert inspect.isclass(DiffusionPlanner)
     assert DiffusionPlanner(6, heads=1, head_dim=4, layers=1).denoising_steps == 5
+
+
+def test_scanned_blocks_compute_what_written_out_ones_do(make_planner, make_batch, key):
+    # Five: two pairs, and a block without partner.
+    planners = [make_planner(layers=5, denoising_steps=2, scan_blocks=scan) for scan in (False, True)]
+    rng = np.random.default_rng(3)
+    params = {row.name: rng.normal(0, 0.4, row.shape).astype(np.float32) for row in planners[0].parameter_table()}
+    batch, noise = make_batch(), planners[0].draw_sampling_noise(key, 2, samples=3)
+
+    def loss_and_chain(planner):
+        def loss(params):
+            chain = jax.lax.stop_gradient(planner.sample_chain(params, batch, *noise))
+            return planner.loss(params, batch, key)[0] + planner.log_probs(params, batch, chain).mean(), chain
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=UNOPTIMISED)(params)
+
+    ((loss, chain), gradients), ((other_loss, other_chain), other_gradients) = map(loss_and_chain, planners)
+    np.testing.assert_allclose(other_chain, chain, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(other_loss, loss, rtol=2e-5)
+    assert set(other_gradients) == set(params)
+    largest = max(np.abs(gradient).max() for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        scale = max(np.abs(gradient).max(), 1e-3 * largest)
+        np.testing.assert_allclose(other_gradients[name], gradient, rtol=0, atol=2e-5 * scale, err_msg=name)
