@@ -24,6 +24,8 @@ _WRITE = flags.DEFINE_bool("write", False, "Write the table into the docs; else 
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 TOPOLOGIES = {"v6e_4": "v6e:2x2", "v6e_8": "v6e:2x4", "v5p_8": "v5p:2x2x1", "v6e_256": "v6e:16x16"}
+RL_BATCH_SIZE = 64
+"""Scenes of the recipe's batch; on more chips a line has a scene for each."""
 _CHIPS = {"v6e_4": 4, "v6e_8": 8, "v5p_8": 4, "v6e_256": 256}
 
 
@@ -54,8 +56,7 @@ def lines() -> list[Line]:
     for machine in TOPOLOGIES:
         for size in ("2b", "8b"):
             found.append(_fine_tuning(size, machine))
-            for stage in ("il", "rl"):
-                found.append(Line(f"{size}_{stage}_{machine}", f"{size}_{stage}", machine))
+            found += [Line(f"{size}_il_{machine}", f"{size}_il", machine), _reinforcement(size, machine)]
     more = [_fine_tuning("2b", "v6e_4", rows_a_chip=2), _fine_tuning("2b", "v6e_4", rows_a_chip=4)]
     return [*found, *more, _fine_tuning("8b", "v6e_8", rows_a_chip=2)]
 
@@ -70,6 +71,13 @@ def _fine_tuning(size: str, machine: str, rows_a_chip: int = 1) -> Line:
         (f"BATCH_SIZE={rows_a_chip * _CHIPS[machine]}",),
         note + (f", {rows_a_chip} rows a chip" if rows_a_chip > 1 else ""),
     )
+
+
+def _reinforcement(size: str, machine: str) -> Line:
+    name, experiment, chips = f"{size}_rl_{machine}", f"{size}_rl", _CHIPS[machine]
+    if chips <= RL_BATCH_SIZE:
+        return Line(name, experiment, machine)
+    return Line(name, experiment, machine, bindings=(f"BATCH_SIZE={chips}",), note=f"{chips} scenes")
 
 
 def make(line: Line, folder: Path, *, timing: bool) -> None:

@@ -35,6 +35,13 @@ def test_imitation_compiles_for_four_chips(tpu_compiler):
     assert found.flops > 1e6 and sum(found.sent_bytes.values()) > 0
 
 
+def test_reinforcement_learning_with_the_simulator_in_its_step_fits_four_chips(tpu_compiler):
+    (line,) = [line for line in table.lines() if line.name == "2b_rl_v6e_4"]
+    found = table.compiled(line)
+    assert found.rows == 64 and found.fits
+    assert found.hbm_bytes["kept weights"] == pytest.approx(found.hbm_bytes["weights"], rel=0.01)
+
+
 @pytest.mark.parametrize("kernel", KERNEL_EFFICIENCY)
 def test_kernels_reach_the_part_of_the_peak_that_the_table_reckons_with(tpu_compiler, kernel):
     assert kernel_schedule.measure(kernel)["of_peak"] == pytest.approx(KERNEL_EFFICIENCY[kernel], abs=0.02)
