@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recogdrive import platforms
 from recogdrive.composition import compose
 from recogdrive.experiment import find_experiment
 from recogdrive.stages import base
@@ -36,6 +37,7 @@ class Ones:
 
 
 def main(folder, experiment, files, bindings):
+    platforms.give_virtual_devices_threads()
     answer = {}
     for name in files:
         compose(find_experiment(experiment), [f"gin/runtime/{name}.gin"], bindings)

@@ -24,6 +24,12 @@ MESHES = {
 }
 """File of `gin/runtime/` -> the mesh it makes of eight devices; tpu_v6e_256 wants more."""
 
+TINY = {
+    "debug_il": ("DiffusionPlanner.layers=1", "DiffusionPlanner.heads=1", "DiffusionPlanner.output_dim=16"),
+    "debug_sft": ("BATCH_SIZE=8",),
+}
+"""Experiment -> what makes it small, or its batch divide."""
+
 
 def answer_of(*command):
     environment = {
@@ -62,9 +68,9 @@ def test_a_vlm_saved_by_four_devices_that_split_its_weights_goes_on_under_placem
     require_the_same_run(answer)
 
 
-def test_an_experiment_trains_under_every_preset_of_up_to_eight_devices(tmp_path):
-    tiny = ["DiffusionPlanner.layers=1", "DiffusionPlanner.heads=1", "DiffusionPlanner.output_dim=16"]
-    found = answer_of(PRESET_FILES, tmp_path, "debug_il", ",".join(MESHES), *tiny, "TRAIN_STEPS=1")
+@pytest.mark.parametrize("experiment", TINY)
+def test_an_experiment_trains_under_every_preset_of_up_to_eight_devices(tmp_path, experiment):
+    found = answer_of(PRESET_FILES, tmp_path, experiment, ",".join(MESHES), *TINY[experiment], "TRAIN_STEPS=1")
     assert {name: entry["mesh"] for name, entry in found.items()} == MESHES
     (expected,) = found["cpu"]["losses"]
     assert [entry["losses"] for entry in found.values()] == [pytest.approx([expected], rel=1e-5)] * len(MESHES)

@@ -266,9 +266,8 @@ class DiT(nn.Module):
             return out | {"key_scale": _rms_factor(out["keys"])}
 
         if stacked is not None:
-            prefix = f"{CROSS}attn."
-            of_linears = {name.removeprefix(prefix): w for name, w in stacked.items() if name.startswith(f"{prefix}to_")}
-            return bridge.scan(lambda carry, weights: (carry, project(weights)), (), of_linears)[1]
+            of_attention = _beginning_with(f"{CROSS}attn.", stacked)
+            return bridge.scan(lambda carry, weights: (carry, project(weights)), (), of_attention)[1]
         found = [project(dict(block.attn.named_parameters())) for block in self.transformer_blocks[1::2]]
         return {name: [of_block[name] for of_block in found] for name in (*linears, "key_scale")}
 
@@ -292,23 +291,41 @@ class DiT(nn.Module):
             that copies a pair's weights, keys and values before it reads them.
         """
         condition = self.timestep_encoder(t) + ego[:, None]
-        blocks, rotary = self.transformer_blocks, self.rotary_embedder
         of_blocks = {name: context[name] for name in ("keys", "key_scale", "values") if name in context}
         of_all = {name: value for name, value in context.items() if name not in of_blocks}
-        if stacked is None:
-            for i, block in enumerate(blocks):
-                own = of_all | {name: value[i // 2] for name, value in of_blocks.items()} if i % 2 else None
-                x = block(x, condition, rotary, own)
-            return self.final_layer(x, condition)
+        paired = 0
+        if stacked is not None:
+            x = self._scan_pairs(x, condition, of_blocks, of_all, stacked)
+            paired = len(self.transformer_blocks) // 2 * 2
+        for i, block in enumerate(self.transformer_blocks[paired:]):
+            own = of_all | {name: value[i // 2] for name, value in of_blocks.items()} if i % 2 else None
+            x = block(x, condition, self.rotary_embedder, own)
+        return self.final_layer(x, condition)
+
+    def _scan_pairs(
+        self,
+        x: Float[Tensor, "B S Q D"],
+        condition: Float[Tensor, "B S D"],
+        of_blocks: dict[str, Tensor],
+        of_all: dict[str, Tensor],
+        stacked: Weights,
+    ) -> Float[Tensor, "B S Q D"]:
+        """All pairs of blocks, by the module of the first pair; of the context, what is each block's and what all's."""
+        self_attention, cross_attention = self.transformer_blocks[:2]
+
+        def run(block: Block, weights: Weights, x: Tensor, context: dict[str, Tensor] | None) -> Tensor:
+            return torch.func.functional_call(
+                block, weights, (x, condition, self.rotary_embedder, context), strict=True
+            )
 
         def pair(x: Tensor, inputs: tuple[Weights, dict[str, Tensor]]) -> tuple[Tensor, None]:
             weights, own = inputs
-            for block, prefix, seen in ((blocks[0], SELF, None), (blocks[1], CROSS, of_all | own)):
-                of_block = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
-                x = torch.func.functional_call(block, of_block, (x, condition, rotary, seen), strict=True)
-            return x, None
+            x = run(self_attention, _beginning_with(SELF, weights), x, None)
+            return run(cross_attention, _beginning_with(CROSS, weights), x, of_all | own), None
 
-        x, _ = bridge.scan(pair, x, (stacked, of_blocks))
-        if len(blocks) % 2:
-            x = blocks[-1](x, condition, rotary, None)
-        return self.final_layer(x, condition)
+        return bridge.scan(pair, x, (stacked, of_blocks))[0]
+
+
+def _beginning_with(prefix: str, weights: Weights) -> Weights:
+    """Those whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}

@@ -22,6 +22,14 @@ class Affine(nn.Module):
     def twice(self, pair):
         return pair["a"] + pair["b"]
 
+    def repeated(self, x, weights):
+        """Through linear layers with the given weights, one after the other; the inputs of all as well."""
+
+        def step(x, weight):
+            return torch.func.functional_call(self.linear, {"weight": weight, "bias": self.offset}, (x,)), x
+
+        return bridge.scan(step, x, weights)
+
 
 class Noisy(nn.Module):
     def __init__(self, draw):
@@ -46,6 +54,16 @@ def test_a_module_on_the_meta_device_needs_no_weights_of_its_own():
         module = Affine()
     out = jax.jit(lambda p, x: bridge.functional(module)(p, "apply_to", x))(PARAMS, jnp.array([1.0, 0.0]))
     np.testing.assert_array_equal(out["y"], [11.5, 22.5])
+
+
+def test_a_scan_goes_through_torch_code_with_a_slice_at_a_time_and_weights_it_does_not_need_are_not_asked_for():
+    weights = np.array([[[1, 0], [0, 2]], [[0, 1], [1, 0]]], np.float32)
+    run = bridge.functional(Affine(), without=("linear.",))
+    last, inputs = jax.jit(lambda w: run({}, "repeated", jnp.ones(2), w))(weights)
+    np.testing.assert_array_equal(inputs, [[1, 1], [11, 22]])
+    np.testing.assert_array_equal(last, [22 + 10, 11 + 20])
+    with pytest.raises(ValueError, match="unknown: linear.weight"):
+        run(PARAMS, "repeated", jnp.ones(2), weights)
 
 
 def test_gradients_are_torchs_own():
