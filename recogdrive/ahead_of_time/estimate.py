@@ -14,6 +14,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from absl import logging
+
 from recogdrive.ahead_of_time import worker
 from recogdrive.ahead_of_time.chips import GIB, Chip, chip_of, compiler_version
 from recogdrive.ahead_of_time.hlo import Collective, Program, read_program
@@ -239,6 +241,7 @@ def _wait(process: subprocess.Popen, folder: Path, timing: bool, limit_s: float,
         if (folder / worker.FAILURE_FILE).exists():
             failure = json.loads((folder / worker.FAILURE_FILE).read_text())
             if not failure.get("out_of_memory"):
+                logging.debug("%s", failure["traceback"])  # Shown with --verbosity=1; the message is for users.
                 raise ConfigurationError(f"--compile_for={topology}: {failure['message']}")
             if not _is_planned(folder):
                 needed = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", failure["message"])
