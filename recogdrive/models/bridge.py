@@ -97,6 +97,8 @@ def call_jax(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, pieces: Any) -> tuple[Any, Any]:
     """`jax.lax.scan` from within a bridged module: a step of torch code, compiled once however many there are.
 
+    A backward pass computes each step anew from its carry and slice, so that these are all that is kept.
+
     Args:
       step: Carry and slice of `pieces` -> next carry and what is stacked; all pytrees of tensors of the bridged call.
       carry: What the first step gets.
@@ -110,6 +112,7 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, pieces: Any) -
     def jax_step(carry: Any, piece: Any) -> tuple[Any, Any]:
         return interop.jax_view(step(*interop.torch_view((carry, piece))))
 
+    jax_step = jax.checkpoint(jax_step, prevent_cse=False)  # A scan needs no guard against merging.
     return call_jax(lambda carry, pieces: jax.lax.scan(jax_step, carry, pieces), carry, pieces)
 
 

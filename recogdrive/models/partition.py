@@ -162,6 +162,16 @@ def gather_weight(weight: Array, spec: PartitionSpec) -> Array:
     return jax.lax.all_gather(weight, WEIGHT_AXIS, axis=tuple(spec).index(WEIGHT_AXIS), tiled=True)
 
 
+def whole(weights: PyTree[Array]) -> PyTree[Array]:
+    """Weights gathered once, wherever they are kept, so that nothing of the model is computed in parts.
+
+    For models that are small beside their activations: left alone, the compiler exchanges activations in every layer.
+    """
+    if not mesh_axes():
+        return weights
+    return jax.tree.map(lambda weight: jax.lax.with_sharding_constraint(weight, PartitionSpec()), weights)
+
+
 def sum_over_rows(gradient: Array, *, parted: bool) -> Array:
     """A weight's gradient of all rows from that of this device's.
 

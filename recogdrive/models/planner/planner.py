@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Array, Float, Key
 
 from recogdrive.data.types import FUTURE_FRAMES, HISTORY_FRAMES
-from recogdrive.models import bridge
+from recogdrive.models import bridge, partition
 from recogdrive.models.bridge import Params
 from recogdrive.models.planner import flow as _flow  # noqa: F401  (registers FlowMatching)
 from recogdrive.models.planner import initialization
@@ -263,12 +263,12 @@ class DiffusionPlanner:
         return lambda x, t: self.denoise(params, encoding, x, t)
 
     def _arranged(self, params: Params) -> Params:
-        """The parameters as the program reads them; once is enough for any number of calls of the network."""
+        """The parameters as the program reads them, for any number of calls of the network."""
+        params = partition.whole(params)
         scan = target_platform() == "tpu" if self._scan_blocks is None else self._scan_blocks
         return stack_pairs(params, self._layers) if scan and self._layers > 1 else params
 
     def _call(self, params: Params, method: str, *args: Any, **kwargs: Any) -> Any:
-        params = self._arranged(params)
         if self.compute_dtype == "bfloat16":
             return self._apply_network(jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), method, *args, **kwargs)
         with jax.default_matmul_precision("highest"):  # float32 means float32, on accelerators too

@@ -23,14 +23,12 @@ def paired_blocks(layers: int) -> tuple[str, ...]:
 
 
 def stack_pairs(params: Params, layers: int) -> Params:
-    """The parameters with the weights of pairs stacked, (P, ...) each; those that are so already stay.
+    """The parameters with the weights of pairs stacked, (P, ...) each.
 
     Args:
       params: All parameters of a planner, by their official names.
       layers: Blocks of its transformer.
     """
-    if any(name.startswith(_STACKED) for name in params):
-        return params
     paired = paired_blocks(layers)
     stacked = {name: weight for name, weight in params.items() if not name.startswith(paired)}
     for half, first in ((SELF, 0), (CROSS, 1)):
