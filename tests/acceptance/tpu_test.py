@@ -39,6 +39,7 @@ def test_reinforcement_learning_with_the_simulator_in_its_step_fits_four_chips(t
     (line,) = [line for line in table.lines() if line.name == "2b_rl_v6e_4"]
     found = table.compiled(line)
     assert found.rows == 64 and found.fits
+    assert sum(found.sent_bytes.values()) < 1e9  # Weights and their gradients, some 0.1 GB a time, and no activations.
     assert found.hbm_bytes["kept weights"] == pytest.approx(found.hbm_bytes["weights"], rel=0.01)
 
 

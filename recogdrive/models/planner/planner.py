@@ -61,9 +61,9 @@ class DiffusionPlanner:
         official planners were trained with padding taking part; on, a scene needs at least one real token.
       compute_dtype: "float32", or "bfloat16" for a network on bfloat16 copies of float32 weights; norms, softmax,
         loss and sampler arithmetic stay in float32.
-      scan_blocks: Whether the transformer's blocks are one scanned step of the program instead of all written out;
-        by default on TPUs, whose compiler takes minutes for a step of reinforcement learning otherwise. Elsewhere it
-        compiles faster too, but copies keys and values before it reads them. Results differ by rounding.
+      scan_blocks: Whether pairs of the transformer's blocks are one scanned step of the program, computed anew in the
+        backward pass, instead of all written out; by default on TPUs, where it saves memory and minutes of compiling.
+        It copies keys and values before it reads them, which costs more elsewhere. Results differ by rounding.
 
     Raises:
       ValueError: an argument is out of range.
