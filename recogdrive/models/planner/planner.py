@@ -266,7 +266,11 @@ class DiffusionPlanner:
         """The parameters as the program reads them, for any number of calls of the network."""
         params = partition.whole(params)
         scan = target_platform() == "tpu" if self._scan_blocks is None else self._scan_blocks
-        return stack_pairs(params, self._layers) if scan and self._layers > 1 else params
+        if not scan or self._layers < 2:
+            return params
+        shapes = {row.name: row.shape for row in self.parameter_table()}
+        bridge.check_names_and_shapes({name: np.shape(value) for name, value in params.items()}, shapes, "parameter")
+        return stack_pairs(params, self._layers)
 
     def _call(self, params: Params, method: str, *args: Any, **kwargs: Any) -> Any:
         if self.compute_dtype == "bfloat16":

@@ -307,3 +307,11 @@ def test_scanned_blocks_compute_what_written_out_ones_do(make_planner, make_batc
     for name, gradient in gradients.items():
         scale = max(np.abs(gradient).max(), 1e-3 * largest)
         np.testing.assert_allclose(other_gradients[name], gradient, rtol=0, atol=2e-5 * scale, err_msg=name)
+
+
+def test_scanned_blocks_whose_weights_are_missing_are_an_error_that_names_them(make_planner, make_batch, key):
+    planner = make_planner(scan_blocks=True)
+    params = planner.init(key)
+    del params["model.transformer_blocks.1.attn.to_k.bias"]
+    with pytest.raises(ValueError, match="missing: model.transformer_blocks.1.attn.to_k.bias"):
+        jax.eval_shape(planner.loss, params, make_batch(), key)
