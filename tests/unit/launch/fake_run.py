@@ -24,10 +24,17 @@ environment = {name: os.environ.get(name) for name in shown}
 record["attempts"].append({"started": time.strftime("%Y-%m-%dT%H:%M:%S"), "status": "running", "env": environment})
 
 
+def keep() -> None:
+    """Writes the record at once, as the product does: whoever watches never reads half of it."""
+    unfinished = record_path.with_name("run.json.tmp")
+    unfinished.write_text(json.dumps(record))
+    unfinished.replace(record_path)
+
+
 def end(status: str, code: int) -> None:
     """Notes how it went and leaves."""
     record["attempts"][-1] |= {"status": status, "finished": time.strftime("%Y-%m-%dT%H:%M:%S"), "at": time.time()}
-    record_path.write_text(json.dumps(record))
+    keep()
     sys.exit(code)
 
 
@@ -42,7 +49,7 @@ from recogdrive.experiment import find_experiment  # noqa: E402
 given = [a.removeprefix("--gin_bindings=") for a in sys.argv[1:] if "gin_bindings" in a]
 (workdir / "config.gin").write_text(composed_text(find_experiment(flags["experiment"]), [], given))
 record["attempts"][-1]["began_at"] = time.time()
-record_path.write_text(json.dumps(record))
+keep()
 if behaviour == "fail":
     sys.stderr.write("error: it is made to fail\n(traceback in error.txt)\n")
     end("failed", 1)
