@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from recogdrive import platforms
 from recogdrive.composition import compose
 from recogdrive.experiment import find_experiment
 from recogdrive.stages import base
@@ -37,7 +36,6 @@ class Ones:
 
 
 def main(folder, experiment, files, bindings):
-    platforms.give_virtual_devices_threads()
     answer = {}
     for name in files:
         compose(find_experiment(experiment), [f"gin/runtime/{name}.gin"], bindings)
