@@ -82,6 +82,18 @@ def _require_writable(folder: Path) -> None:
         ) from error
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which asks nobody whether the run is to stop: that is the loop's to ask, once a step.
+
+    Orbax asks too, in the background and for steps that are past. JAX takes a step that is asked about as the one its
+    process is at: processes would agree on a step to stop at that one of them has left, and wait for it for ever.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder, one subfolder a step.
 
@@ -127,7 +139,7 @@ class Checkpoints:
                 post_finalization_callback=self._seal_pending, create_directories_asynchronously=False
             ),
         )
-        self._manager: ocp.CheckpointManager | None = None
+        self._manager: _Manager | None = None
 
     def _remove_leftovers(self) -> None:
         """Deletes what saves and deletions cut short by a crash left behind; none of it has a step's name."""
@@ -143,10 +155,10 @@ class Checkpoints:
         manifest.seal(temporary)
 
     @property
-    def _orbax(self) -> ocp.CheckpointManager:
+    def _orbax(self) -> _Manager:
         # Made at the first save, so that it sees the folder as `restore` left it.
         if self._manager is None:
-            self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+            self._manager = _Manager(self._folder, options=self._options)
         return self._manager
 
     def _failure(self, step: int, error: BaseException) -> CheckpointError:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from recogdrive.training import manifest, preservation
 from recogdrive.training.checkpoint import CheckpointError, Checkpoints, load_params
@@ -62,6 +63,14 @@ def flip_byte(path, position=None):
 
 def test_an_empty_folder_restores_nothing(tmp_path):
     assert restore(tmp_path / "new") is None
+
+
+def test_saving_asks_nobody_whether_the_run_is_to_stop(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False)
+    save_steps(tmp_path, [1, 2])
+    assert saved_steps(tmp_path) == [1, 2]
+    assert not asked
 
 
 def test_state_stream_and_loop_come_back_as_saved(tmp_path):
